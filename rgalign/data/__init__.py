@@ -1,0 +1,1 @@
+"""Datasets on disk: the directory format, readers, checks and the sources they are made from."""

@@ -1,0 +1,1 @@
+"""Where datasets come from: public logs and the simulator."""
