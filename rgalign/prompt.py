@@ -75,6 +75,8 @@ class PromptEncoder:
         named = None if chat_format is None else _named(CHAT_FORMATS, "chat_format", chat_format)
         self.chat_format = named or detect_chat_format(tokenizer)
         self.schema = schema.bind(catalog)
+        spoken = tuple(feature for feature in schema.features if feature.verbalize is not None)
+        self._spoken = self.schema.model_copy(update={"features": spoken})  # most features are for the tower only
         self.max_tokens = max_tokens
         self.include_pii = include_pii
         self._plain = PlainTextTokenizer(tokenizer)
@@ -134,7 +136,7 @@ class PromptEncoder:
         return chat.opening + words.system + chat.middle + words.before + slots + words.after + chat.closing
 
     def _slots(self, session: Mapping[str, Any]) -> list[Slot]:
-        slots = self.schema.slots(session, include_pii=self.include_pii)
+        slots = self._spoken.slots(session, include_pii=self.include_pii)
         # An item is a token at least: what cannot fit is not even looked at, so a history may be of any length.
         return [_clean(slot) for slot in shortened(slots, self._budget)]
 

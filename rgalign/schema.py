@@ -90,8 +90,9 @@ class CategoricalFeature(Config):
         return (self.name,)
 
     def slot(self, session: Mapping[str, Any], schema: FeatureSchema) -> Slot | None:
+        assert self.verbalize is not None
         value = categorical_text(session.get(self.name), schema.vocabulary(self.vocabulary), self.oov)
-        if value is None or self.verbalize is None:
+        if value is None:
             return None
         return Slot(self.name, self.dimension, render(self.verbalize, {"value": value}))
 
@@ -113,8 +114,9 @@ class NumericalFeature(Config):
         return (self.name,)
 
     def slot(self, session: Mapping[str, Any], schema: FeatureSchema) -> Slot | None:
+        assert self.verbalize is not None
         value = numerical_text(session.get(self.name), self.unit)
-        if value is None or self.verbalize is None:
+        if value is None:
             return None
         return Slot(self.name, self.dimension, render(self.verbalize, {"value": value}))
 
@@ -203,8 +205,7 @@ class GroupFeature(Config):
         return tuple(member.name for member in self.members)
 
     def slot(self, session: Mapping[str, Any], schema: FeatureSchema) -> Slot | None:
-        if self.item is None:
-            return None
+        assert self.item is not None
         limit = self.shown or self.max_length
         items: list[str] = []
         total = 0
@@ -290,7 +291,7 @@ class FeatureSchema(Config):
         return sha256_json(values)
 
     def bind(self, catalog: IntentCatalog) -> FeatureSchema:
-        """This schema with the catalogue's titles as vocabulary ``intents``."""
+        """This schema with the catalogue's titles as vocabulary ``intents``; its hash stays."""
         bound = self.model_copy(update={"vocabularies": {**self.vocabularies, INTENTS: catalog.names}})
         bound.__dict__.pop("_by_name", None)  # the copy carries this schema's cache along
         return bound
@@ -309,7 +310,8 @@ class FeatureSchema(Config):
             session: column name -> raw value, as a row of the dataset. The schema must be bound to a catalogue.
             include_pii: also features marked ``pii``.
         """
-        slots = (feature.slot(session, self) for feature in self.features if include_pii or not feature.pii)
+        shown = (feature for feature in self.features if feature.verbalize is not None)
+        slots = (feature.slot(session, self) for feature in shown if include_pii or not feature.pii)
         return [slot for slot in slots if slot is not None]
 
     @classmethod
@@ -411,8 +413,7 @@ def duration(hours: float) -> str:
 
 
 def list_slot(feature: SequenceFeature | GroupFeature, items: Sequence[str], *, elided: bool = False) -> Slot | None:
-    if feature.verbalize is None:
-        return None
+    assert feature.verbalize is not None
     if not items:
         return None if feature.empty is None else Slot(feature.name, feature.dimension, feature.empty)
     shown = feature.shown or len(items)
