@@ -130,7 +130,7 @@ class SequenceFeature(Config):
     vocabulary: str
     oov: OovPolicy = "drop"
     max_length: int = Field(gt=0)
-    shown: int | None = Field(None, gt=0)
+    shown: int | None = Field(default=None, gt=0)
     item: str = "'{value}'"
     empty: str | None = None
     pii: bool = False
@@ -182,9 +182,9 @@ class GroupFeature(Config):
     dimension: Dimension
     members: tuple[Member, ...] = Field(min_length=1)
     age: str | None = None
-    window_hours: float | None = Field(None, gt=0)
+    window_hours: float | None = Field(default=None, gt=0)
     max_length: int = Field(gt=0)
-    shown: int | None = Field(None, gt=0)
+    shown: int | None = Field(default=None, gt=0)
     item: str | None = None
     empty: str | None = None
     pii: bool = False
@@ -227,9 +227,7 @@ class GroupFeature(Config):
                 yield step
 
 
-Feature = Annotated[
-    CategoricalFeature | NumericalFeature | SequenceFeature | GroupFeature, Field(discriminator="kind")
-]
+Feature = Annotated[CategoricalFeature | NumericalFeature | SequenceFeature | GroupFeature, Field(discriminator="kind")]
 
 
 class FeatureSchema(Config):
@@ -376,7 +374,8 @@ def check_placeholders(feature: Any) -> None:
         template = getattr(feature, field)
         unknown = set() if template is None else set(PLACEHOLDER.findall(template)) - names
         if unknown:
-            raise ValueError(f"{feature.name}.{field}: unknown placeholder {sorted(unknown)}; there are {sorted(names)}")
+            message = f"unknown placeholder {sorted(unknown)}; there are {sorted(names)}"
+            raise ValueError(f"{feature.name}.{field}: {message}")
 
 
 def as_list(value: object, max_length: int) -> Sequence[Any]:
@@ -401,14 +400,20 @@ def numerical_text(raw: object, unit: Unit | None) -> str | None:
     return str(int(number)) if number == int(number) else f"{number:.2f}".rstrip("0")
 
 
+# Hours below which a unit is used, and hours in the unit.
+DURATIONS = (
+    (1, 1 / 60, "minute"),
+    (48, 1, "hour"),
+    (60 * 24, 24, "day"),
+    (2 * 8766, 8766 / 12, "month"),
+    (math.inf, 8766, "year"),
+)
+
+
 def duration(hours: float) -> str:
     """Hours in the unit a person would use: "20 minutes", "3 hours", "7 days", "4 months", "2 years"."""
-    for limit, size, unit in ((1, 1 / 60, "minute"), (48, 1, "hour"), (60 * 24, 24, "day"), (24 * 730, 730, "month")):
-        if hours < limit:
-            break
-    else:
-        size, unit = 8766, "year"
-    count = max(1, int(hours / size)) if unit != "minute" else max(0, int(hours / size))
+    size, unit = next((size, unit) for limit, size, unit in DURATIONS if hours < limit)
+    count = max(0 if unit == "minute" else 1, int(hours / size))
     return f"{count} {unit}" if count == 1 else f"{count} {unit}s"
 
 

@@ -56,12 +56,17 @@ def test_wrong_overrides_and_missing_files(tmp_path: Path) -> None:
         load_config(Outer, tmp_path / "none.yaml")
 
 
+def interrupted_write(file: Path) -> None:
+    with atomic_path(file) as temporary:
+        temporary.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+
 def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     file = tmp_path / "f"
     write_atomic(file, b"old")
-    with pytest.raises(KeyboardInterrupt), atomic_path(file) as temporary:
-        temporary.write_bytes(b"half")
-        raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt):
+        interrupted_write(file)
     assert file.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [file]
 

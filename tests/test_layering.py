@@ -18,7 +18,7 @@ LINKED = ("kernels", "training", "bench")
 SERVING = ("rgalign.recommender", "rgalign.batcher", "rgalign.service")
 SHARED = ("schema", "intents", "prompt", "models", "reasoner", "metrics", "data")
 UNSAFE_MODULES = ("pickle", "cloudpickle", "dill", "joblib", "jinja2", "marshal", "shelve")
-UNSAFE_CALLS = ("torch.load", "yaml.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec")
+UNSAFE_CALLS = ("torch.load", "yaml.unsafe_load", "yaml.full_load", "eval", "exec")
 
 
 @dataclass(frozen=True)
@@ -113,6 +113,9 @@ def unsafe(module: Module) -> Iterator[str]:
         called = ast.unparse(node.func)
         if called in UNSAFE_CALLS or called.endswith(".apply_chat_template"):
             yield f"{module.name}:{node.lineno} calls {called}"
+        loader = [ast.unparse(value) for value in (*node.args[1:], *(keyword.value for keyword in node.keywords))]
+        if called == "yaml.load" and not any(name.endswith("SafeLoader") for name in loader):
+            yield f"{module.name}:{node.lineno} calls yaml.load without a loader named ...SafeLoader"
         for keyword in node.keywords:
             allows = not (isinstance(keyword.value, ast.Constant) and keyword.value.value is False)
             if keyword.arg in ("trust_remote_code", "allow_pickle") and allows:
@@ -166,13 +169,19 @@ def test_a_right_arrow_passes(name: str, source: str) -> None:
     assert wrong_arrows([Module(name, source)]) == []
 
 
+def test_a_safe_loader_passes() -> None:
+    assert list(unsafe(Module("rgalign.x", "import yaml\nyaml.load(text, Loader=yaml.CSafeLoader)"))) == []
+
+
 @pytest.mark.parametrize(
     "source",
     [
         "import pickle",
         "from jinja2 import Template",
         "import torch\ntorch.load(path, weights_only=True)",
-        "import yaml\nyaml.load(text, Loader)",
+        "import yaml\nyaml.load(text)",
+        "import yaml\nyaml.load(text, yaml.Loader)",
+        "import yaml\nyaml.load(text, Loader=yaml.FullLoader)",
         "AutoModel.from_pretrained(path, trust_remote_code=True)",
         "AutoModel.from_pretrained(path, trust_remote_code=trust)",
         "np.load(path, allow_pickle=True)",

@@ -127,7 +127,9 @@ def test_a_template_cannot_reach_into_objects() -> None:
 
 def test_save_and_load_keep_everything_and_the_hash(tmp_path: Path) -> None:
     wide = {str(number): f"street {number}" for number in range(100)}
-    made = schema({**GENDER, "verbalize": "G: {value}"}, {**GENDER, "name": "street", "vocabulary": "street"}, street=wide)
+    made = schema(
+        {**GENDER, "verbalize": "G: {value}"}, {**GENDER, "name": "street", "vocabulary": "street"}, street=wide
+    )
     made.save(tmp_path / "schema.yaml")
     assert (tmp_path / "vocabularies" / "street.json").is_file()
     loaded = FeatureSchema.load(tmp_path / "schema.yaml").bind(CATALOG)

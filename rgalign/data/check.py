@@ -62,7 +62,7 @@ class CheckReport:
         severities = {finding.severity for finding in self.findings}
         return 2 if "fatal" in severities else 1 if "error" in severities else 0
 
-    def text(self) -> str:
+    def describe(self) -> str:
         """The report as lines a person reads."""
         rows = ", ".join(f"{count} {split}" for split, count in self.num_rows.items()) or "no rows"
         lines = [f"{self.path}: {rows}; {self.num_bad} rows cannot be used"]

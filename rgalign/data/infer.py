@@ -106,6 +106,24 @@ def infer_schema(file: Path | str, *, name: str | None = None) -> Proposal:
     return Proposal(schema, builder.reasons, builder.left_out)
 
 
+def write_proposal(file: Path | str, out: Path) -> str:
+    """Writes the proposed schema.yaml of a file; returns what a person should know, as lines.
+
+    Raises:
+        DataError: as ``infer_schema``, or ``out`` exists: it may hold somebody's edits.
+    """
+    if out.exists():
+        raise DataError(where=str(out), required="a file that does not exist", received="one that does")
+    proposal = infer_schema(file)
+    proposal.write(out)
+    features = proposal.schema.features
+    personal = [feature.name for feature in features if feature.pii]
+    lines = [f"{out}: {len(features)} features, {len(personal)} of them look personal. Read it and edit it."]
+    lines += [f"  {feature.kind:<11} {feature.name}: {proposal.reasons[feature.name]}" for feature in features]
+    lines += [f"  left out    {name}: {reason}" for name, reason in proposal.left_out.items()]
+    return "\n".join(lines)
+
+
 class _Builder:
     """Collects features, vocabularies and reasons."""
 

@@ -113,7 +113,7 @@ class HFReasoner:
         output = self._decoder(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=positions, use_cache=False
         )
-        hidden = output.last_hidden_state
+        hidden: Tensor = output.last_hidden_state
         if self.pooling == "mean":
             mask = attention_mask.unsqueeze(-1).to(hidden.dtype)
             return ((hidden * mask).sum(dim=1) / mask.sum(dim=1)).float()
@@ -149,7 +149,7 @@ class HFReasoner:
             past_key_values=prefix.cache,
             use_cache=True,
         )
-        hidden = output.last_hidden_state[0]
+        hidden: Tensor = output.last_hidden_state[0]
         if self.pooling == "mean":
             prefix.states = torch.cat([prefix.states[tree.given], hidden.float()])  # of given and new nodes
             sums = torch.stack([prefix.states[path].sum(dim=0) for path in tree.paths])

@@ -51,7 +51,8 @@ def _groups(prompts: Sequence[TokenIds], order: list[int], max_tokens: int) -> I
     size = 0
     for place, row in enumerate(order):
         shared = common_length(prompts[order[place - 1]], prompts[row]) if place else 0
-        added = max(1, len(prompts[row]) - shared)  # a repeated prompt that opens a tree is given all but its last token
+        # A repeated prompt that opens a tree is given all but its last token.
+        added = max(1, len(prompts[row]) - shared)
         if group and size + added > max_tokens:
             yield group
             group, size = [], 0

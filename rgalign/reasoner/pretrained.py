@@ -64,6 +64,7 @@ def load_causal_lm(ref: str, dtype: torch.dtype = torch.float32) -> tuple[Any, A
     from transformers import AutoModelForCausalLM
 
     source = resolve_model(ref)
+    model: Any
     try:
         model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except OSError as error:
@@ -120,7 +121,7 @@ def _converted(gguf: Path) -> Path:
     logger.info("converting %s to safetensors in %s (once)", gguf, target)
     temporary = target.with_name(f".{target.name}.{uuid4().hex[:8]}.tmp")
     try:
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             str(gguf.parent),
             gguf_file=gguf.name,
             dtype=torch.float32,

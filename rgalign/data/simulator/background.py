@@ -34,7 +34,8 @@ ORDER_CATEGORIES = {
 # name -> (median, sigma) of a lognormal, rounded to whole units where it counts things.
 USER_AMOUNTS = {
     "wallet_balance": (6.0, 1.3), "coins_balance": (120.0, 1.4), "lifetime_spend": (420.0, 1.2),
-    "spend_30d": (45.0, 1.0), "cart_value": (25.0, 1.1), "live_minutes_7d": (9.0, 1.3), "hours_since_order": (70.0, 1.2),
+    "spend_30d": (45.0, 1.0), "cart_value": (25.0, 1.1), "live_minutes_7d": (9.0, 1.3),
+    "hours_since_order": (70.0, 1.2),
 }  # fmt: skip
 USER_COUNTS = {
     "saved_addresses": 1.6, "followed_shops": 5.0, "lifetime_orders": 24.0, "orders_30d": 2.4, "orders_90d": 6.5,

@@ -53,12 +53,12 @@ SILENT_NUMBERS: dict[Dimension, tuple[str, ...]] = {
     "profile": ("account_age_days", "wallet_balance", "coins_balance", "saved_addresses", "lifetime_orders",
                 "lifetime_spend", "followed_shops"),
     "behaviour": ("orders_30d", "orders_90d", "spend_30d", "returns_90d", "refunds_90d", "cancellations_90d",
-                  "reviews_90d", "chats_7d", "chats_30d", "agent_chats_90d", "hours_since_chat", "hours_since_order", "views_24h",
-                  "searches_24h", "cart_items", "cart_value", "favourites", "sessions_7d", "vouchers_held",
+                  "reviews_90d", "chats_7d", "chats_30d", "agent_chats_90d", "hours_since_chat", "hours_since_order",
+                  "views_24h", "searches_24h", "cart_items", "cart_value", "favourites", "sessions_7d", "vouchers_held",
                   "live_minutes_7d", "last_rating"),
     "context": ("hour", "days_to_campaign", "seconds_in_app", "order_value", "item_count", "shipping_fee",
-                "discount_share", "eta_overrun_hours", "hours_since_scan", "scan_count", "delivery_attempts", "refund_amount",
-                "payment_attempts", "seller_response_hours"),
+                "discount_share", "eta_overrun_hours", "hours_since_scan", "scan_count", "delivery_attempts",
+                "refund_amount", "payment_attempts", "seller_response_hours"),
 }  # fmt: skip
 YES_NO = ("identity_checked", "wallet_linked", "push_enabled", "weekend")
 PII = ("gender", "age_band")

@@ -12,10 +12,12 @@ from rgalign.data.simulator.problem import Problem
 
 FILES = ("topics_delivery.yaml", "topics_after_sales.yaml", "topics_money.yaml", "topics_account.yaml")
 
+_SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the same language, ten times as fast where it is built
+
 
 def _read() -> Iterator[Problem]:
     for name in FILES:
-        for entry in yaml.safe_load(Path(__file__).with_name(name).read_text(encoding="utf-8")):
+        for entry in yaml.load(Path(__file__).with_name(name).read_bytes(), _SafeLoader):
             yield parse_config(Problem, entry, where=f"{name}, {entry.get('key')}")
 
 

@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
@@ -28,6 +29,7 @@ from rgalign.data.simulator.world import World
 from rgalign.files import write_json
 
 REPORT = "simulator.json"
+WORTH_A_WORKER = 50_000
 _world: World | None = None  # of a worker process
 
 
@@ -36,7 +38,7 @@ def simulate(config: SimulatorConfig, out: Path, workers: int | None = None, pro
 
     Args:
         out: must not exist, or be an empty directory.
-        workers: processes; None: one a core, as far as there are shards.
+        workers: processes; None: one a core, for small datasets fewer.
         progress: a bar on standard error.
 
     Raises:
@@ -44,7 +46,9 @@ def simulate(config: SimulatorConfig, out: Path, workers: int | None = None, pro
     """
     began = time.perf_counter()
     parts = plan(config)
-    workers = min(workers or os.cpu_count() or 1, len(parts))
+    cores = len(os.sched_getaffinity(0))
+    # A process takes a while to start, which small datasets do not repay.
+    workers = min(workers or min(cores, -(-config.num_sessions // WORTH_A_WORKER)), len(parts))
     world = World(config)
     with (
         DatasetWriter(out, build_schema(), world.base.catalog) as writer,
@@ -112,6 +116,6 @@ class _Rate(ProgressColumn):
 @contextmanager
 def _bar(total: int, progress: bool) -> Iterator[Callable[[int], None]]:
     columns = (TextColumn("simulate"), BarColumn(), MofNCompleteColumn(), _Rate(), TimeRemainingColumn())
-    with Progress(*columns, disable=not progress) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not progress) as bar:
         task = bar.add_task("simulate", total=total)
         yield lambda rows: bar.update(task, advance=rows)

@@ -50,7 +50,7 @@ class Orders:
 
 @dataclass(frozen=True)
 class State:
-    """n sessions. ``codes``: vocabulary -> [n]; ``hours_in_status`` and ``overrun_hours`` are NaN where there is none."""
+    """n sessions. ``codes``: vocabulary -> [n]; ``hours_in_status``, ``overrun_hours``: NaN where there is none."""
 
     region: Codes  # from 0
     codes: dict[str, Codes]

@@ -57,7 +57,7 @@ class Truth:
         rows = order[np.minimum(place, len(order) - 1)]
         absent = np.flatnonzero(self.session_ids[rows] != session_ids)
         if len(absent):
-            raise DataError(where="truth", required="every session", received=f"no {session_ids[absent[0]]!r}")
+            raise DataError(where="truth", required="every session", received=f"no {str(session_ids[absent[0]])!r}")
         return Truth(**{name: values[rows] for name, values in self.__dict__.items()})
 
 

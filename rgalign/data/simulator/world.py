@@ -8,6 +8,7 @@ state -> earlier contacts -> problem, order -> traces -> relevant intents -> cli
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,7 +27,7 @@ from rgalign.data.simulator.state import Codes, Population, State, draw_state
 from rgalign.data.simulator.when import CAMPAIGN_DAYS
 from rgalign.data.simulator.words import code
 
-PILOT_SESSIONS = 8192
+PILOT_SESSIONS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Session:
 
 
 class World:
-    """Args: popularity: what the chatbot's own ranking knows; from ``pilot``."""
+    """Args: popularity: what the chatbot's own ranking knows; None: ``pilot`` finds out, when it is first needed."""
 
     def __init__(self, config: SimulatorConfig, popularity: Popularity | None = None) -> None:
         self.config = config
@@ -53,8 +54,15 @@ class World:
         self.evidence = Evidence()
         self.prior = [Prior(config.seed, self.base.available(launched=launched)) for launched in (False, True)]
         self.relevance = [Relevance(self.base, launched=launched) for launched in (False, True)]
-        self.popularity = pilot(self) if popularity is None else popularity
-        self.clicking = [Clicking(self.base, self.popularity, launched=launched) for launched in (False, True)]
+        self._popularity = popularity
+
+    @cached_property
+    def popularity(self) -> Popularity:
+        return pilot(self) if self._popularity is None else self._popularity
+
+    @cached_property
+    def clicking(self) -> list[Clicking]:
+        return [Clicking(self.base, self.popularity, launched=launched) for launched in (False, True)]
 
     def draw(self, rng: Rng, hours: NDArray[np.float64], *, launched: bool) -> Session:
         """Args: hours [n] since the start of the five weeks; launched: the cold intents are there."""

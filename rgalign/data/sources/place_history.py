@@ -117,6 +117,8 @@ class _Week:
     def top(self, now: datetime) -> list[str]:
         """Most frequent first; of equal counts the lower id."""
         while self._contacts and self._contacts[0].opened < now - AREA_WINDOW:
-            self._counts[self._contacts.popleft().intent] -= 1
-        self._counts = +self._counts
+            intent = self._contacts.popleft().intent
+            self._counts[intent] -= 1
+            if not self._counts[intent]:
+                del self._counts[intent]
         return sorted(self._counts, key=lambda intent: (-self._counts[intent], intent))[:AREA_INTENTS]

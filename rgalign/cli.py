@@ -1,0 +1,284 @@
+"""The command line: `rgalign …`. Each command reads its arguments, calls one function of the library and prints.
+
+The only module of the package that imports training and bench, inside the commands, so that `rgalign --help` is quick.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+from rich.console import Console
+
+from rgalign.errors import RgalignError
+
+HELP = """Predict the service intent a user came for, before they type.
+
+[bold]From logs to ranked intents[/bold]
+
+  1. a dataset:  rgalign data simulate | import boston311 | import arranged | infer-schema, then data check
+  2. the reasoner's latent query of every session:  rgalign embed DATASET -o LATENTS
+  3. the ranker:  rgalign train stage1 -o RUN --set dataset=DATASET --set model.model=qe_rec --set latents=LATENTS
+  4. how good it is, with intervals:  rgalign evaluate RUN... -o REPORT   (or all of it: rgalign experiment)
+  5. what it recommends:  rgalign recommend RUN --session ID
+"""
+
+app = typer.Typer(help=HELP, no_args_is_help=True, rich_markup_mode="rich", pretty_exceptions_enable=False)
+data_app = typer.Typer(help="Make, import, describe and check dataset directories.", no_args_is_help=True)
+import_app = typer.Typer(help="Import real logs.", no_args_is_help=True)
+train_app = typer.Typer(help="Train rankers and intent text vectors.", no_args_is_help=True)
+app.add_typer(data_app, name="data")
+data_app.add_typer(import_app, name="import")
+app.add_typer(train_app, name="train")
+
+console = Console()
+
+ConfigFile = Annotated[Path | None, typer.Option("--config", "-c", help="YAML file; unknown keys are errors.")]
+Overrides = Annotated[list[str] | None, typer.Option("--set", help="key.subkey=value, over the file. Repeatable.")]
+Out = Annotated[Path, typer.Option("--out", "-o", help="Directory to write.")]
+DatasetDir = Annotated[Path, typer.Argument(help="Dataset directory.", show_default=False)]
+ViewName = Literal["residents", "accounts", "all"]
+
+
+@data_app.command("simulate")
+def data_simulate(
+    out: Out, config: ConfigFile = None, set_: Overrides = None, workers: Annotated[int | None, typer.Option()] = None
+) -> None:
+    """Simulate an e-commerce chatbot: 8 regions, 89 features, five weeks, with every session's true probabilities.
+
+    Example: rgalign data simulate -o sim --set num_sessions=100000 --set seed=1
+    """
+    from rgalign.config import load_config
+    from rgalign.data.simulator import SimulatorConfig, simulate
+
+    _print_values(simulate(load_config(SimulatorConfig, config, set_ or ()), out, workers=workers, progress=True))
+
+
+@import_app.command("boston311")
+def import_boston(
+    source: Annotated[str, typer.Argument(help="The city's CSV (or .csv.gz), or an https URL of it.")],
+    out: Out,
+    view: ViewName = "residents",
+    max_train: Annotated[int | None, typer.Option(help="Keep the most recent so many training sessions.")] = None,
+) -> None:
+    """Boston's public 311 requests: sessions with the place's history and nothing from the future."""
+    from rgalign.data.sources.boston311 import import_boston311
+
+    _print_dataset(import_boston311(source, out, view=view, max_train=max_train))
+
+
+@import_app.command("arranged")
+def import_arranged_command(
+    source: Annotated[Path, typer.Argument(help="Directory with samples.csv.gz and intents.csv.")],
+    out: Out,
+    view: ViewName = "residents",
+    split: Annotated[Literal["readme", "wide"], typer.Option(help="readme: last week; wide: weeks 18+ test.")] = "wide",
+    max_train: Annotated[int | None, typer.Option(help="Keep the most recent so many training sessions.")] = None,
+) -> None:
+    """A service line's log arranged as one CSV row a contact."""
+    from rgalign.data.sources.arranged import import_arranged
+
+    _print_dataset(import_arranged(source, out, view=view, split=split, max_train=max_train))
+
+
+@data_app.command("infer-schema")
+def data_infer_schema(
+    file: Annotated[Path, typer.Argument(help="Your own parquet or CSV file.")],
+    out: Annotated[Path, typer.Option("--out", "-o", help="schema.yaml to write, for you to edit.")],
+) -> None:
+    """Propose a schema.yaml: types, vocabularies, sequences, coupled groups, likely personal data."""
+    from rgalign.data.infer import write_proposal
+
+    console.print(write_proposal(file, out))
+
+
+@data_app.command("check")
+def data_check(
+    dataset: DatasetDir,
+    quarantine: Annotated[Path | None, typer.Option(help="Move unusable rows to this parquet file.")] = None,
+) -> None:
+    """Report schema violations with counts and examples.
+
+    Exit code: 0 usable (there may be warnings), 1 rows to quarantine, 2 the dataset cannot be used.
+    """
+    from rgalign.data.check import check_dataset
+
+    report = check_dataset(dataset, quarantine)
+    console.print(report.describe())
+    raise typer.Exit(report.exit_code)
+
+
+@app.command("embed")
+def embed(
+    dataset: DatasetDir,
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    model: Annotated[str | None, typer.Option(help="smollm2, a directory, a .gguf file or a hub name.")] = None,
+    control: Annotated[
+        Literal["random", "tfidf"] | None, typer.Option(help="Vectors of a control instead of the reasoner's.")
+    ] = None,
+    like: Annotated[Path | None, typer.Option(help="With --control: the reasoner's latent queries.")] = None,
+) -> None:
+    """Compute the latent query of every session (equal prompts once; interrupted runs go on).
+
+    Several datasets may share one directory of latent queries. Example:
+
+    rgalign embed data/boston -o latents --model smollm2 --set template=prefix_cached
+    """
+    from rgalign.config import load_config
+    from rgalign.data.dataset import Dataset
+    from rgalign.errors import ConfigError
+    from rgalign.training.controls import embed_control
+    from rgalign.training.embed import EmbedConfig, embed_dataset
+
+    overrides = [*(set_ or ()), *([f"model={model}"] if model else [])]
+    settings = load_config(EmbedConfig, config, overrides)
+    opened = Dataset.open(dataset)
+    if (control is None) != (like is None):
+        raise ConfigError(where="embed", required="--control and --like together", received="one of them")
+    if control is not None and like is not None:
+        report = embed_control(opened, out, control, settings, like=like)
+    else:
+        report = embed_dataset(opened, out, settings)
+    _print_values(
+        {
+            "sessions": report.sessions,
+            "distinct prompts computed": report.distinct_prompts,
+            "prompts/s": round(report.prompts_per_s, 1),
+            "prompt tokens/s": round(report.tokens_per_s),
+        }
+    )
+
+
+@train_app.command("stage1")
+def train_stage1_command(
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Throw an earlier run in this directory away.")] = False,
+) -> None:
+    """Train a ranker. Stopped at any point and started again, it goes on as if nothing had happened.
+
+    Example: rgalign train stage1 -o runs/a --set dataset=data/boston --set model.model=baseline
+    """
+    from rgalign.config import load_config
+    from rgalign.training.stage1 import Stage1Config, train_stage1
+
+    _print_values(train_stage1(load_config(Stage1Config, config, set_ or ()), out, restart=restart))
+
+
+@train_app.command("hllm")
+def train_hllm(dataset: DatasetDir, out: Out, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Pre-train the intent text encoder on the training weeks, then write every intent's text vector.
+
+    Example: rgalign train hllm data/boston -o semantic --set model=smollm2
+    """
+    from rgalign.config import load_config
+    from rgalign.data.dataset import Dataset
+    from rgalign.training.hllm import HLLMConfig, build_semantic
+
+    console.print(build_semantic(Dataset.open(dataset), load_config(HLLMConfig, config, set_ or ()), out))
+
+
+@app.command("evaluate")
+def evaluate_command(
+    runs: Annotated[list[str], typer.Argument(help="Training runs, each DIR or NAME=DIR; equal names are seeds.")],
+    out: Out,
+    baseline: Annotated[str | None, typer.Option(help="The model to compare with; default: the first.")] = None,
+    dataset: Annotated[Path | None, typer.Option(help="Default: the first run's.")] = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+) -> None:
+    """Compare runs on the test sessions: paired intervals, slices, learning curves; report.html and report.json.
+
+    Example: rgalign evaluate baseline=runs/a qe_rec=runs/b qe_rec=runs/c -o report
+    """
+    from rgalign.config import load_config
+    from rgalign.data.dataset import Dataset
+    from rgalign.training.evaluate import EvaluationConfig, evaluate
+    from rgalign.training.experiment import run_config, score_run
+    from rgalign.training.report import print_comparison
+
+    named = [run.split("=", 1) if "=" in run else [Path(run).name, run] for run in runs]
+    data = dataset or run_config(Path(named[0][1])).dataset
+    scored = [score_run(Path(path), name, data) for name, path in named]
+    settings = load_config(EvaluationConfig, config, set_ or ())
+    report = evaluate(scored, Dataset.open(data), out, baseline or named[0][0], settings)
+    print_comparison(report, console)
+    console.print(f"report: {out / 'report.html'}")
+
+
+@app.command("experiment")
+def experiment(
+    config: Annotated[Path, typer.Argument(help="YAML: dataset, arms, seeds, baseline.")],
+    out: Out,
+    set_: Overrides = None,
+) -> None:
+    """Train every arm with every seed and compare them. Finished runs are kept, so it can be stopped and extended."""
+    from rgalign.config import load_config
+    from rgalign.training.experiment import ExperimentConfig, run_experiment
+    from rgalign.training.report import print_comparison
+
+    report = run_experiment(load_config(ExperimentConfig, config, set_ or ()), out, announce=console.rule)
+    print_comparison(report, console)
+    console.print(f"report: {out / 'report.html'}")
+
+
+@app.command("recommend")
+def recommend_command(
+    run: Annotated[Path, typer.Argument(help="A training run.")],
+    session: Annotated[str, typer.Option(help="Id of a session of the dataset.")],
+    dataset: Annotated[Path | None, typer.Option(help="Default: the run's.")] = None,
+    k: Annotated[int, typer.Option("-k", min=1, help="How many intents.")] = 5,
+) -> None:
+    """Recommend intents for one session: what the reasoner reads, the ranked intents, each score and its two parts."""
+    from rgalign.data.dataset import Dataset
+    from rgalign.training.experiment import run_config
+    from rgalign.training.recommend import SessionRecommender, describe, find_session
+
+    data = Dataset.open(dataset or run_config(run).dataset)
+    console.print(describe(SessionRecommender(run).recommend(find_session(data, session), k)))
+
+
+@app.command("demo")
+def demo(
+    out: Annotated[Path, typer.Option("--out", "-o")] = Path("demo"),
+    data: Annotated[Path | None, typer.Option(help="Boston's 311 CSV; default: the simulator.")] = None,
+    minutes: Annotated[float, typer.Option(help="Time to fit the demo to.")] = 6.0,
+) -> None:
+    """The main job in a few minutes: sessions, latent queries, baseline and QE-Rec, report, recommendations."""
+    from rgalign.training.demo import run_demo
+
+    run_demo(out, data, minutes, console)
+
+
+def _print_values(values: dict[str, Any]) -> None:
+    for name, value in values.items():
+        console.print(f"{name}: {value}", highlight=False)
+
+
+def _print_dataset(dataset: Any) -> None:
+    sizes = {split: dataset.num_rows(split) for split in ("train", "valid", "test")}
+    _print_values({"dataset": dataset.path, "intents": len(dataset.catalog), **sizes})
+
+
+def main() -> None:
+    logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
+    try:
+        app()
+    except RgalignError as error:
+        Console(stderr=True).print(
+            f"[bold red]{type(error).__name__}[/]: ", error, sep="", highlight=False, markup=True
+        )
+        sys.exit(2)
+    except KeyboardInterrupt:
+        Console(stderr=True).print("stopped; the same command goes on where it can")
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What a ranking is worth, how sure we are of it, and where: the offline metrics."""

@@ -1,0 +1,148 @@
+"""The demo: sessions -> latent queries -> baseline and QE-Rec -> report and three recommendations, in a few minutes.
+
+The reasoner's speed here is measured first, and as many sessions are used as its share of the time allows: the most
+recent ones for training, evenly spaced ones for validation and test.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+from rich.console import Console
+
+from rgalign.data.dataset import SPLITS, Dataset, DatasetWriter
+from rgalign.data.simulator import SimulatorConfig, simulate
+from rgalign.data.sources.boston311 import import_boston311
+from rgalign.errors import DataError
+from rgalign.training.embed import EmbedConfig, embed_dataset, load_reasoner, prompt_encoder
+from rgalign.training.experiment import ExperimentConfig, run_directory, run_experiment
+from rgalign.training.hllm import HLLMConfig, build_semantic
+from rgalign.training.recommend import SessionRecommender, describe, find_session
+from rgalign.training.report import print_comparison
+
+SIMULATED_SESSIONS = 20_000
+SIMULATED_INTENTS = 300
+EMBED_SHARE = 0.5  # of the time; the rest is text vectors, training and evaluation
+TEXT_SHARE = 0.08
+SHARES = {"train": 0.6, "valid": 0.1, "test": 0.3}  # of the sessions
+PROBE_PROMPTS = 24
+MIN_SESSIONS, MAX_SESSIONS = 300, 8000
+EXAMPLES = 3
+
+
+def run_demo(out: Path, data: Path | None, minutes: float, console: Console) -> None:
+    """Runs the demo into ``out``; what an earlier call finished is kept.
+
+    Args:
+        data: Boston's own 311 CSV, or None for the simulator.
+        minutes: the time to fit, on this machine, downloads aside.
+    """
+    began = time.perf_counter()
+    embedding = EmbedConfig(model="smollm2", template="prefix_cached")
+    console.rule("1 sessions")
+    dataset = demo_dataset(out, data, embedding, minutes * 60 * EMBED_SHARE, console)
+    console.print(", ".join(f"{dataset.num_rows(split)} {split}" for split in SPLITS), "sessions,", end=" ")
+    console.print(f"{len(dataset.catalog)} intents")
+
+    console.rule("2 latent queries: SmolLM2-135M reads each session")
+    report = embed_dataset(dataset, out / "latents", embedding)
+    if report.distinct_prompts:
+        console.print(f"{report.prompts_per_s:.1f} prompts/s, {report.tokens_per_s:.0f} prompt tokens/s")
+
+    console.rule("3 text vectors of the intents")
+    text = HLLMConfig(max_seconds=minutes * 60 * TEXT_SHARE)
+    if not (out / "semantic" / "done").is_file():
+        build_semantic(dataset, text, out / "semantic")
+
+    console.rule("4 rankers")
+    experiment = ExperimentConfig(
+        dataset=dataset.path,
+        baseline="baseline",
+        arms={
+            "baseline": {"model": {"model": "baseline"}},
+            "qe_rec": {"model": {"model": "qe_rec"}, "latents": out / "latents", "semantic": out / "semantic"},
+        },
+        common={"batch_size": 256},
+        seeds=(0,),
+    )
+    comparison = run_experiment(experiment, out / "comparison", announce=lambda line: console.print(f"[dim]{line}[/]"))
+
+    console.rule("5 comparison on the test sessions")
+    print_comparison(comparison, console)
+    console.rule("6 what three users would have seen")
+    show_examples(run_directory(out / "comparison", "qe_rec", 0), dataset, console)
+    console.rule()
+    console.print(f"report: {out / 'comparison' / 'report.html'}")
+    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+
+
+def demo_dataset(out: Path, data: Path | None, embedding: EmbedConfig, seconds: float, console: Console) -> Dataset:
+    """All sessions in ``out/all``, and in ``out/data`` as many as can be embedded in ``seconds``."""
+    if (out / "data").is_dir():
+        return Dataset.open(out / "data")
+    everything = out / "all"
+    if not everything.is_dir():
+        if data is None:
+            settings = SimulatorConfig(num_sessions=SIMULATED_SESSIONS, num_intents=SIMULATED_INTENTS)
+            simulate(settings, everything, progress=True)
+        else:
+            import_boston311(str(data), everything)
+    dataset = Dataset.open(everything)
+    rate = prompts_per_second(dataset, embedding)
+    count = int(np.clip(rate * seconds, MIN_SESSIONS, MAX_SESSIONS))
+    console.print(f"the reasoner reads {rate:.1f} prompts/s here: taking {count} of the sessions")
+    return sample_sessions(dataset, out / "data", count)
+
+
+def prompts_per_second(dataset: Dataset, embedding: EmbedConfig) -> float:
+    """Measured on a few recent sessions, the prefix aside."""
+    reasoner = load_reasoner(embedding)
+    encoder = prompt_encoder(embedding, reasoner.tokenizer, dataset)
+    suffix = np.asarray(encoder.suffix_ids, dtype=np.int32)
+    rows = dataset.table("train", dataset.schema.columns).slice(max(0, dataset.num_rows("train") - PROBE_PROMPTS))
+    prompts = [np.concatenate([ids, suffix]) for ids in encoder.encode_many(rows.to_pylist())]
+    reasoner.embed(prompts[:2], prefix_ids=encoder.prefix_ids)
+    began = time.perf_counter()
+    reasoner.embed(prompts, prefix_ids=encoder.prefix_ids)
+    return len(prompts) / (time.perf_counter() - began)
+
+
+def sample_sessions(dataset: Dataset, out: Path, count: int) -> Dataset:
+    """A smaller dataset: the latest training sessions, evenly spaced others, and a simulator's truth of them."""
+    with DatasetWriter(out, dataset.schema, dataset.catalog) as writer:
+        for split in SPLITS:
+            table = dataset.table(split)
+            size = min(len(table), max(1, int(count * SHARES[split])))
+            rows = latest_rows(len(table), size) if split == "train" else spaced_rows(len(table), size)
+            kept = table.take(pa.array(rows))
+            writer.write(split, kept)
+            truth = sorted((dataset.path / "truth" / split).glob("*.parquet"))
+            if truth:
+                whole = pa.concat_tables([pq.ParquetFile(shard).read() for shard in truth])
+                here = pc.is_in(whole.column("session_id"), value_set=kept.column("session_id").combine_chunks())
+                writer.write(f"truth/{split}", whole.filter(here))
+    return Dataset.open(out)
+
+
+def latest_rows(total: int, size: int) -> NDArray[np.int64]:
+    return np.arange(total - size, total)
+
+
+def spaced_rows(total: int, size: int) -> NDArray[np.int64]:
+    return np.linspace(0, total - 1, size).round().astype(np.int64)
+
+
+def show_examples(run: Path, dataset: Dataset, console: Console) -> None:
+    ids: list[Any] = dataset.table("test", ["session_id"]).column("session_id").to_pylist()
+    if not ids:
+        raise DataError(where=str(dataset.path / "test"), required="at least one session", received="none")
+    recommender = SessionRecommender(run)
+    for row in spaced_rows(len(ids), min(EXAMPLES, len(ids))):
+        console.print(describe(recommender.recommend(find_session(dataset, ids[row]))))

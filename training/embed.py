@@ -1,0 +1,203 @@
+"""Dataset -> latent queries (stage 0): every distinct prompt through the frozen reasoner once.
+
+One wave a shard: verbalise and tokenise its sessions, look up the digests that the store has, compute the others in
+lexicographic order (so that prompts which begin alike share their beginning), write them chunk by chunk.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from rgalign.chat_format import PromptTemplate
+from rgalign.config import Config, dump_config
+from rgalign.data.dataset import SPLITS, Dataset, read_shard
+from rgalign.files import sha256_json
+from rgalign.prompt import PromptEncoder
+from rgalign.reasoner.hf import HFReasoner, Pooling
+from rgalign.reasoner.prefix_tree import TokenIds
+from rgalign.reasoner.pretrained import DEFAULT_MODEL
+from rgalign.training.latents import LatentStore, prompt_digest
+
+CHUNK_PROMPTS = 256  # what an interrupted run loses at most
+VERBALIZE_ROWS = 4096
+EMBED_CONFIG = "embed.yaml"  # in the store: how to make more vectors like these
+
+logger = logging.getLogger(__name__)
+
+
+class EmbedConfig(Config):
+    """How a dataset becomes latent queries."""
+
+    model: str = DEFAULT_MODEL
+    template: str | PromptTemplate = "paper"
+    chat_format: str | None = None
+    max_tokens: int = 512
+    include_pii: bool = False
+    pooling: Pooling = "ltp"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    store_dtype: Literal["float32", "float16"] = "float32"
+    max_batch_tokens: int = 256
+    device: str = "cpu"
+
+
+class Embedder(Protocol):
+    """What turns prompts into vectors: a reasoner, or a control in its place."""
+
+    def embed(
+        self, token_ids: Sequence[TokenIds], *, prefix_ids: Sequence[int], on_prompts: Callable[[int], None]
+    ) -> torch.Tensor: ...
+
+
+@dataclass
+class EmbedReport:
+    """What one run did: ``prompt_tokens`` in all computed prompts, ``computed_tokens`` after sharing beginnings."""
+
+    sessions: int = 0
+    distinct_prompts: int = 0
+    prompt_tokens: int = 0
+    seconds: float = 0.0
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def prompts_per_s(self) -> float:
+        return self.distinct_prompts / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_s(self) -> float:
+        return self.prompt_tokens / self.seconds if self.seconds else 0.0
+
+
+def load_reasoner(config: EmbedConfig) -> HFReasoner:
+    reasoner = HFReasoner.from_pretrained(
+        config.model,
+        dtype=getattr(torch, config.dtype),
+        pooling=config.pooling,
+        max_batch_tokens=config.max_batch_tokens,
+    )
+    reasoner.model.to(config.device)
+    return reasoner
+
+
+def prompt_encoder(config: EmbedConfig, tokenizer: Any, dataset: Dataset) -> PromptEncoder:
+    return PromptEncoder(
+        tokenizer,
+        dataset.schema,
+        dataset.catalog,
+        template=config.template,
+        chat_format=config.chat_format,
+        max_tokens=config.max_tokens,
+        include_pii=config.include_pii,
+    )
+
+
+def store_provenance(reasoner: HFReasoner, encoder: PromptEncoder, config: EmbedConfig) -> dict[str, Any]:
+    """What must agree for two vectors to be comparable. The tokenizer is among the files behind ``model``."""
+    return {
+        **reasoner.provenance,
+        "template": encoder.template.name,
+        "chat_format": encoder.chat_format.name,
+        "frame": sha256_json([encoder.prefix_ids, encoder.suffix_ids]),
+        "store_dtype": config.store_dtype,
+        "dim": reasoner.hidden_size,
+    }
+
+
+def embed_dataset(
+    dataset: Dataset, out: Path, config: EmbedConfig, *, splits: Iterable[str] = SPLITS, progress: bool = True
+) -> EmbedReport:
+    """Embeds all sessions of the splits into the store at ``out``; what is there already is not computed again."""
+    reasoner = load_reasoner(config)
+    encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
+    store = LatentStore.create(out, store_provenance(reasoner, encoder, config))
+    dump_config(config, out / EMBED_CONFIG)
+    return fill_store(store, dataset, encoder, reasoner, config.store_dtype, splits=splits, progress=progress)
+
+
+def fill_store(
+    store: LatentStore,
+    dataset: Dataset,
+    encoder: PromptEncoder,
+    embedder: Embedder,
+    store_dtype: str = "float32",
+    *,
+    splits: Iterable[str] = SPLITS,
+    progress: bool = True,
+) -> EmbedReport:
+    """Computes what the store lacks of the dataset's splits, and writes each split's map."""
+    report = EmbedReport(provenance=store.provenance)
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, disable=not progress) as bar:
+        for split in splits:
+            if not dataset.shards(split) or store.has_map(dataset, split):
+                continue
+            rows = [
+                _embed_shard(store, prompts, encoder, embedder, store_dtype, report, bar, f"{split} {name}")
+                for name, prompts in shard_prompts(dataset, split, encoder)
+            ]
+            store.write_map(dataset, split, np.concatenate(rows))
+            report.sessions += sum(map(len, rows))
+    return report
+
+
+def shard_prompts(dataset: Dataset, split: str, encoder: PromptEncoder) -> Iterator[tuple[str, list[TokenIds]]]:
+    """Each shard's name and its sessions' prompts below the constant prefix, in row order."""
+    suffix = np.asarray(encoder.suffix_ids, dtype=np.int32)
+    for shard in dataset.shards(split):
+        table = read_shard(shard, dataset.schema.columns)
+        prompts: list[TokenIds] = []
+        for batch in table.to_batches(max_chunksize=VERBALIZE_ROWS):
+            slots = encoder.encode_many(batch.to_pylist())
+            prompts.extend(np.concatenate([ids, suffix]) for ids in slots)
+        yield shard.name, prompts
+
+
+def _embed_shard(
+    store: LatentStore,
+    prompts: list[TokenIds],
+    encoder: PromptEncoder,
+    embedder: Embedder,
+    store_dtype: str,
+    report: EmbedReport,
+    bar: Progress,
+    label: str,
+) -> npt.NDArray[np.int64]:
+    """Store rows of one shard's sessions."""
+    prefix = np.asarray(encoder.prefix_ids, dtype=np.int32)
+    digests = [prompt_digest(np.concatenate([prefix, ids])) for ids in prompts]
+    missing = {digest: ids for digest, ids in zip(digests, prompts, strict=True) if digest not in store.known}
+    order = sorted(missing, key=lambda digest: missing[digest].astype(">u4").tobytes())
+    task = bar.add_task(label, total=len(order), rate="")
+    for start in range(0, len(order), CHUNK_PROMPTS):
+        chunk = order[start : start + CHUNK_PROMPTS]
+        began = time.perf_counter()
+
+        def advance(count: int) -> None:
+            bar.advance(task, count)
+            speed = bar.tasks[task].speed or 0.0
+            bar.update(task, rate=f"{speed:.1f} prompts/s")
+
+        latents = embedder.embed(
+            [missing[digest] for digest in chunk], prefix_ids=encoder.prefix_ids, on_prompts=advance
+        )
+        report.seconds += time.perf_counter() - began
+        store.append(chunk, latents.numpy().astype(store_dtype))
+        report.distinct_prompts += len(chunk)
+        report.prompt_tokens += sum(len(missing[digest]) + len(prefix) for digest in chunk)
+    return np.array([store.known[digest] for digest in digests], dtype=np.int64)

@@ -1,0 +1,114 @@
+"""What a stage-1 run is made from: the files it reads, the hashes that identify them, and the encoded sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+import torch
+from torch import Tensor
+
+from rgalign.data.dataset import Dataset
+from rgalign.data.encode import NumericStats, SessionEncoder
+from rgalign.errors import DataError
+from rgalign.training.latents import LatentStore
+from rgalign.training.semantic import load_semantic, read_provenance
+from rgalign.training.sessions import (
+    Ints,
+    Latents,
+    Sessions,
+    click_counts,
+    evenly_spaced,
+    open_sessions,
+    tables,
+)
+from rgalign.training.stage1_config import Stage1Config
+
+FORMAT = 1
+STATISTICS_LATENTS = 65_536  # latent queries that the query tower's input statistics are taken from
+
+
+@dataclass(frozen=True)
+class EncodedSessions:
+    """The splits ready for the ranker.
+
+    Args:
+        clicks: [N] clicks of each intent among the training sessions.
+        latent_sample: [n, D] latent queries of training sessions, None without a store.
+        unknown: what the encoder found outside the vocabularies, of the splits held in memory.
+    """
+
+    train: Sessions
+    valid: Sessions
+    encoder: SessionEncoder
+    clicks: Tensor
+    latent_sample: Tensor | None
+    unknown: dict[str, int]
+
+
+@dataclass(frozen=True)
+class Stage1Inputs:
+    """Opened inputs. ``identity`` is what two starts must share to be one run."""
+
+    config: Stage1Config
+    dataset: Dataset
+    store: LatentStore | None
+    semantic: Tensor | None
+    identity: dict[str, Any]
+
+    @classmethod
+    def open(cls, config: Stage1Config) -> Stage1Inputs:
+        dataset = Dataset.open(config.dataset)
+        for split in ("train", "valid"):
+            if dataset.num_rows(split) == 0:
+                raise DataError(where=str(dataset.path / split), required="at least one session", received="none")
+        store = None if config.latents is None else LatentStore.open(config.latents)
+        semantic = None
+        semantic_hash = None
+        if config.semantic is not None:
+            semantic = load_semantic(config.semantic, dataset.catalog)
+            semantic_hash = read_provenance(config.semantic)["sha256"]
+        identity = {
+            "format": FORMAT,
+            "config": config.identity(),
+            "schema": dataset.schema.hash,
+            "catalogue": dataset.catalog.hash,
+            "train": dataset.fingerprint("train"),
+            "valid": dataset.fingerprint("valid"),
+            "latents": None if store is None else store.provenance,
+            "semantic": semantic_hash,
+        }
+        return cls(config, dataset, store, semantic, identity)
+
+    def encode(self) -> EncodedSessions:
+        """Statistics and click counts come from the training sessions that are used, and from no others."""
+        config, dataset = self.config, self.dataset
+        subset = evenly_spaced(dataset.num_rows("train"), config.max_train)
+
+        def train_tables(columns: list[str]) -> Iterator[pa.Table]:
+            return tables(dataset, "train", columns, subset)
+
+        stats = NumericStats.fit(train_tables(list(dataset.schema.columns)), dataset.schema)
+        encoder = SessionEncoder(dataset.schema, dataset.catalog, stats)
+        latents = {split: self._latents(split) for split in ("train", "valid")}
+        memory = config.memory_rows
+        train = open_sessions(dataset, "train", encoder, latents["train"], memory_rows=memory, subset=subset)
+        valid = open_sessions(dataset, "valid", encoder, latents["valid"], memory_rows=memory)
+        return EncodedSessions(
+            train=train,
+            valid=valid,
+            encoder=encoder,
+            clicks=click_counts(train_tables(["clicked"]), dataset.catalog),
+            latent_sample=None if latents["train"] is None else self._sample(latents["train"], subset),
+            unknown=dict(encoder.counters),
+        )
+
+    def _latents(self, split: str) -> Latents | None:
+        return None if self.store is None else Latents(self.store, self.dataset, split)
+
+    def _sample(self, latents: Latents, subset: Ints | None) -> Tensor:
+        rows = latents.rows if subset is None else latents.rows[subset]
+        spread = evenly_spaced(len(rows), STATISTICS_LATENTS)
+        return torch.from_numpy(latents.store.take(rows if spread is None else rows[spread]))
