@@ -138,6 +138,9 @@ def test_save_and_load_keep_everything_and_the_hash(tmp_path: Path) -> None:
     assert FeatureSchema.load(tmp_path / "schema.yaml").hash == made.hash  # the catalogue has its own hash
 
 
+NUMERICAL = "{kind: numerical, name: a, dimension: context}"
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -147,10 +150,7 @@ def test_save_and_load_keep_everything_and_the_hash(tmp_path: Path) -> None:
         ("features: [{kind: numerical, name: a, dimension: here}]", "'profile', 'behaviour' or 'context'"),
         ("features: [{kind: numerical, name: a, dimension: context, verbalise: x}]", "did you mean 'verbalize'"),
         ("features: [{kind: numerical, name: a, dimension: context, verbalize: '{v}'}]", "unknown placeholder"),
-        (
-            "features: [{kind: numerical, name: a, dimension: context}, {kind: numerical, name: a, dimension: context}]",
-            "named twice",
-        ),
+        (f"features: [{NUMERICAL}, {NUMERICAL}]", "named twice"),
         ("vocabularies: {street: ../../etc/passwd}", "a vocabulary file inside it"),
         ("[1, 2]", "a mapping"),
         ("a: [", "valid YAML"),

@@ -2,8 +2,7 @@
 
 Every ``lm_every``-th step runs the LM: ``fresh_intents`` of the batch's intents with gradients to the item token (and
 the LM, if it is tuned), the other intents without, so that the bank's states are always of one token. Between these
-steps the user side and the projection train on the bank. (With a bank that was refreshed by parts, the states' ages
-drowned their differences: validation NCE 2.85 after 500 steps, where an untrained token gave 2.44.)
+steps the user side and the projection train on the bank.
 
 What a step draws depends on the seed and the step's number alone, so a resumed run needs no random state.
 """

@@ -252,10 +252,10 @@ class SessionEncoder:
         raw = lists(table.column(column))
         rows = raw.replace(self._rows(raw.values))
         self._count(f"{column} unknown", rows.values == -2)
-        first = np.zeros(len(rows.values), np.bool_)
-        pairs = rows.rows * (len(self.catalog) + 2) + rows.values + 2  # + 2: unknown is -2
-        first[np.unique(pairs, return_index=True)[1]] = True
-        return rows.keep((rows.values >= 0) & first)
+        known = rows.keep(rows.values >= 0)
+        first = np.zeros(len(known.values), np.bool_)
+        first[np.unique(known.rows * len(self.catalog) + known.values, return_index=True)[1]] = True
+        return known.keep(first)
 
 
 def _columns(columns: list[Any], count: int, dtype: type) -> NDArray[Any]:

@@ -17,11 +17,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 EPS = 1e-6
+SMALL = 0.05  # initial deviation of embeddings: values that are seen rarely stay near zero
 
 
 def unit(vectors: Tensor) -> Tensor:
     """[..., d] -> unit vectors in float32; a zero vector stays zero and has a finite gradient."""
     return functional.normalize(vectors.float(), dim=-1, eps=EPS)
+
+
+def learned(*shape: int, std: float = SMALL) -> nn.Parameter:
+    """A free vector or matrix."""
+    return nn.Parameter(torch.randn(shape) * std)
 
 
 class PackedEmbedding(nn.Module):
@@ -30,11 +36,12 @@ class PackedEmbedding(nn.Module):
     Args:
         sizes: rows of each vocabulary; row 0 (missing) is learned like any other value.
         dim: d_e.
+        std: of the initial values.
     """
 
     offsets: Tensor
 
-    def __init__(self, sizes: Sequence[int], dim: int, *, std: float = 0.05) -> None:
+    def __init__(self, sizes: Sequence[int], dim: int, std: float = SMALL) -> None:
         super().__init__()
         starts = torch.tensor([0, *sizes], dtype=torch.int64).cumsum(0)
         self.register_buffer("offsets", starts[:-1], persistent=False)
@@ -55,11 +62,11 @@ class PackedEmbedding(nn.Module):
 class NumericEmbedding(nn.Module):
     """Each number to a vector: w_f x + b_f, or a learned vector where it is missing. [B, Fn] -> [B, Fn, d_e]."""
 
-    def __init__(self, num_features: int, dim: int) -> None:
+    def __init__(self, num_features: int, dim: int, std: float = SMALL) -> None:
         super().__init__()
-        self.weight = nn.Parameter(torch.randn(num_features, dim) * 0.05)
-        self.bias = nn.Parameter(torch.randn(num_features, dim) * 0.05)
-        self.absent = nn.Parameter(torch.randn(num_features, dim) * 0.05)
+        self.weight = learned(num_features, dim, std=std)
+        self.bias = learned(num_features, dim, std=std)
+        self.absent = learned(num_features, dim, std=std)
 
     def forward(self, values: Tensor, missing: Tensor) -> Tensor:
         present = values.unsqueeze(-1) * self.weight + self.bias
@@ -81,11 +88,11 @@ def age_bucket(hours: Tensor) -> Tensor:
 class AgeEmbedding(nn.Module):
     """Hours ago to a vector: bucket embedding plus a linear in log1p(hours). [...] -> [..., d_e]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, std: float = SMALL) -> None:
         super().__init__()
         self.buckets = nn.Embedding(AGE_BUCKETS, dim)
-        nn.init.normal_(self.buckets.weight, std=0.05)
-        self.slope = nn.Parameter(torch.randn(dim) * 0.05)
+        nn.init.normal_(self.buckets.weight, std=std)
+        self.slope = learned(dim, std=std)
 
     def forward(self, hours: Tensor) -> Tensor:
         # log1p(hours) / 10 is about 1 for two years: the scale of the other inputs.
@@ -98,9 +105,9 @@ class AgeEmbedding(nn.Module):
 class NumberEmbedding(nn.Module):
     """A standardised number inside a history to a vector, NaN to a learned one. [...] -> [..., d_e]."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, std: float = SMALL) -> None:
         super().__init__()
-        self.embedding = NumericEmbedding(1, dim)
+        self.embedding = NumericEmbedding(1, dim, std)
 
     def forward(self, values: Tensor) -> Tensor:
         flat = values.reshape(-1, 1)
@@ -138,7 +145,7 @@ class TransformerLayer(nn.Module):
         super().__init__()
         self.attention = MultiHeadAttention(dim, num_heads)
         self.norm1, self.norm2 = nn.LayerNorm(dim), nn.LayerNorm(dim)
-        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Dropout(dropout), nn.Linear(2 * dim, dim))
+        self.mlp = nn.Sequential(nn.Linear(dim, 2 * dim), nn.GELU(), nn.Linear(2 * dim, dim))
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, states: Tensor, mask: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch.nn import functional
 from rgalign.config import Config
 from rgalign.data.batch import SessionBatch
 from rgalign.models.layers import (
+    SMALL,
     AgeEmbedding,
     AttentionPool,
     MultiHeadAttention,
@@ -32,6 +33,7 @@ from rgalign.models.layers import (
     TransformerLayer,
     encode_present,
     keyed,
+    learned,
     mlp,
     module_key,
 )
@@ -56,13 +58,13 @@ class UserTowerConfig(Config):
 class PlainEmbedding(nn.Module):
     """Categorical and numerical features to vectors: [B, Fc + Fn, dim]."""
 
-    def __init__(self, schema: FeatureSchema, dim: int) -> None:
+    def __init__(self, schema: FeatureSchema, dim: int, std: float = SMALL) -> None:
         super().__init__()
         categorical = [f for f in schema.features if isinstance(f, CategoricalFeature)]
         numerical = [f for f in schema.features if isinstance(f, NumericalFeature)]
         self.num_fields = len(categorical) + len(numerical)
-        self.categorical = PackedEmbedding([schema.vocabulary(f.vocabulary).size for f in categorical], dim)
-        self.numerical = NumericEmbedding(len(numerical), dim)
+        self.categorical = PackedEmbedding([schema.vocabulary(f.vocabulary).size for f in categorical], dim, std)
+        self.numerical = NumericEmbedding(len(numerical), dim, std)
 
     def forward(self, batch: SessionBatch) -> Tensor:
         fields = (self.categorical(batch.categorical), self.numerical(batch.numerical, batch.missing))
@@ -72,7 +74,7 @@ class PlainEmbedding(nn.Module):
 class HistoryEmbedding(nn.Module):
     """Steps of sequences and groups to vectors of one size; features over one vocabulary share its rows."""
 
-    def __init__(self, schema: FeatureSchema, dim: int, *, tie_intents: bool = False) -> None:
+    def __init__(self, schema: FeatureSchema, dim: int, std: float = SMALL, *, tie_intents: bool = False) -> None:
         super().__init__()
         self.tie_intents = tie_intents
         self.vocabularies: dict[str, str] = {}  # sequence or member -> vocabulary
@@ -85,10 +87,11 @@ class HistoryEmbedding(nn.Module):
                     if member.kind == "categorical":
                         self.vocabularies[member.name] = member.vocabulary
                     else:
-                        numbers[member.name] = AgeEmbedding(dim) if member.name == feature.age else NumberEmbedding(dim)
+                        kind = AgeEmbedding if member.name == feature.age else NumberEmbedding
+                        numbers[member.name] = kind(dim, std)
         own = sorted({name for name in self.vocabularies.values() if not (tie_intents and name == INTENTS)})
         self.index = {name: position for position, name in enumerate(own)}
-        self.codes = PackedEmbedding([schema.vocabulary(name).size for name in own], dim)
+        self.codes = PackedEmbedding([schema.vocabulary(name).size for name in own], dim, std)
         self.numbers = keyed(numbers)
 
     def forward(self, name: str, values: Tensor, intent_table: Tensor | None) -> Tensor:
@@ -110,11 +113,11 @@ class SequenceEncoder(nn.Module):
         super().__init__()
         dim = config.attention_dim
         self.project = nn.Linear(config.history_dim, dim)
-        self.position = nn.Parameter(torch.randn(max_length, dim) * 0.05)
+        self.position = learned(max_length, dim)
         self.layers = nn.ModuleList(TransformerLayer(dim, config.num_heads, dropout) for _ in range(config.num_layers))
         self.norm = nn.LayerNorm(dim)
         self.pool = AttentionPool(dim)
-        self.absent = nn.Parameter(torch.randn(dim) * 0.05)
+        self.absent = learned(dim)
 
     def forward(self, steps: Tensor, mask: Tensor) -> Tensor:
         states = self.project(steps) + self.position[: steps.shape[1]]
@@ -132,13 +135,13 @@ class GroupEncoder(nn.Module):
         dim, members = config.attention_dim, range(num_members)
         others = max(1, num_members - 1) * dim  # a group of one attends to itself
         self.project = nn.ModuleList(nn.Linear(config.history_dim, dim) for _ in members)
-        self.position = nn.Parameter(torch.randn(max_length, dim) * 0.05)
+        self.position = learned(max_length, dim)
         self.cross = nn.ModuleList(MultiHeadAttention(dim, config.num_heads, key_dim=others) for _ in members)
         self.dropout = nn.Dropout(dropout)
         self.norm = nn.ModuleList(nn.LayerNorm(dim) for _ in members)
         self.pool = nn.ModuleList(AttentionPool(dim) for _ in members)
         self.out = nn.Linear(num_members * dim, dim)
-        self.absent = nn.Parameter(torch.randn(dim) * 0.05)
+        self.absent = learned(dim)
 
     def forward(self, members: list[Tensor], mask: Tensor) -> Tensor:
         position = self.position[: mask.shape[1]]

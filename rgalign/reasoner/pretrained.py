@@ -11,6 +11,8 @@ import importlib.util
 import logging
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -66,7 +68,8 @@ def load_causal_lm(ref: str, dtype: torch.dtype = torch.float32) -> tuple[Any, A
     source = resolve_model(ref)
     model: Any
     try:
-        model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
+        with _without_loading_bar():
+            model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except OSError as error:
         raise _unreachable(ref, error) from error
     model.eval().requires_grad_(False)
@@ -92,6 +95,21 @@ def model_fingerprint(ref: str) -> str:
         return sha256_json([str(source), getattr(config, "_commit_hash", None)])
     files = sorted(path for path in source.iterdir() if path.suffix in (".safetensors", ".json"))
     return sha256_json([[path.name, sha256_file(path)] for path in files])
+
+
+@contextmanager
+def _without_loading_bar() -> Iterator[None]:
+    """transformers draws a bar for the second it takes to load weights, through whatever else is being drawn."""
+    from transformers.utils import logging
+
+    bars: Any = logging  # its functions are not annotated
+    shown = bars.is_progress_bar_enabled()
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            bars.enable_progress_bar()
 
 
 def _unreachable(ref: str, error: OSError) -> ModelNotFoundError:

@@ -65,5 +65,5 @@ def test_four_experts_and_no_query_tower(sessions) -> None:
 def test_history_positions_are_fields(sessions) -> None:
     """Two categoricals, two numbers, and (three positions + one pool) for the sequence and four members."""
     fields = sessions.ranker(BaselineConfig()).user_tower.fields
-    assert fields(sessions.batch(4)).shape == (4, 4 + 5 * 4, 32)
+    assert fields(sessions.batch(4)).shape == (4, 4 + 5 * 4, 16)
     assert fields.num_fields == 24
