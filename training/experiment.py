@@ -87,7 +87,7 @@ def score_run(run_dir: Path, model: str, dataset_path: Path | None = None) -> Ru
     store = None if config.latents is None else LatentStore.open(config.latents)
     test = score_split(loaded, dataset, "test", store)
     valid = score_split(loaded, dataset, "valid", store)
-    scale = float(loaded.ranker.lists.scale())
+    scale = float(loaded.ranker.lists.scale().detach())
     return RunScores(model, config.seed, test, valid, run_dir, scale)
 
 
