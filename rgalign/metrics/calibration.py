@@ -59,7 +59,7 @@ def top_intent(
     sessions, probabilities, outcomes = [], [], []
     for start, logits, target in _blocks(scores, relevant, candidates):
         top = logits.argmax(axis=1)[:, None]  # columns ascend by catalogue row, so the first maximum is the winner
-        probability = _softmax(logits * logit_scale)
+        probability = _softmax(_scaled(logits, logit_scale))
         labelled = target.sum(axis=1) > 0
         sessions.append(start + np.flatnonzero(labelled))
         probabilities.append(np.take_along_axis(probability, top, axis=1)[labelled, 0])
@@ -136,11 +136,16 @@ def cross_entropy(
     """[S] cross entropy of the target in nats; NaN for a session without a relevant candidate."""
     parts = []
     for _, logits, target in _blocks(scores, relevant, candidates):
-        normaliser = _logsumexp(logits * logit_scale)
+        normaliser = _logsumexp(_scaled(logits, logit_scale))
         log_probability = np.where(target > 0, logits, 0.0) * logit_scale - normaliser[:, None]
         chosen = np.where(target > 0, target * log_probability, 0.0)
         parts.append(np.where(target.sum(axis=1) > 0, -chosen.sum(axis=1), np.nan))
     return np.concatenate(parts)
+
+
+def _scaled(logits: Floats, scale: float) -> Floats:
+    """``logits * scale``; what is no candidate stays at -inf, also at scale 0."""
+    return np.where(np.isfinite(logits), np.where(np.isfinite(logits), logits, 0.0) * scale, -np.inf)
 
 
 def _slope(
@@ -151,7 +156,7 @@ def _slope(
     for _, logits, target in _blocks(scores, relevant, candidates):
         labelled = target.sum(axis=1) > 0
         logits, target = logits[labelled], target[labelled]
-        probability = _softmax(logits * scale)
+        probability = _softmax(_scaled(logits, scale))
         finite = np.where(np.isfinite(logits), logits, 0.0)
         mean = (probability * finite).sum(axis=1)
         first += float((mean - (target * finite).sum(axis=1)).sum())

@@ -79,6 +79,14 @@ def test_fit_of_a_perfect_and_of_a_wrong_ranker_ends_at_the_bounds():
     assert fit_scale(scores, np.full((5, 1), 2)) == 0
 
 
+@pytest.mark.filterwarnings("error")
+def test_fit_at_scale_zero_leaves_out_what_is_no_candidate():
+    scores = np.array([[0.1, 0.9, 5.0], [0.2, 0.8, 5.0]], np.float32)
+    relevant, candidates = np.array([[0], [0]]), np.array([[0, 1], [0, 1]])
+    assert fit_scale(scores, relevant, candidates) == 0.0  # the ranker is wrong in every list
+    np.testing.assert_allclose(cross_entropy(scores, relevant, candidates, 0.0), np.log(2))
+
+
 def test_cross_entropy_equals_torch_with_several_relevant_intents_and_candidates():
     rng = np.random.default_rng(1)
     scores = rng.standard_normal((6, 5))
