@@ -15,6 +15,8 @@ VENV := .venv
 # The environment's own cmake, ninja and clang-format come before the system's.
 export PATH := $(CURDIR)/$(VENV)/bin:$(PATH)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# Waiting threads sleep instead of spinning: on a shared machine spinning ones cost several times what they wait for.
+export OMP_WAIT_POLICY ?= PASSIVE
 
 PIP := $(VENV)/bin/python -m pip
 INSTALL := $(PIP) install --quiet --constraint constraints.txt

@@ -25,12 +25,13 @@ from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.training.embed import EmbedConfig, load_reasoner, prompt_encoder
 from rgalign.training.optimiser import OptimiserConfig, adamw
 
-NUM_PROMPTS = 96
+NUM_PROMPTS = 24
 PADDED_BATCH = 16
 AGREEMENT = 1e-3  # largest difference of latent queries between the variants; they are of norm 50
 BATCH = 1024
 LATENT_DIM = 576
 WORKERS = 2
+CONTEXT = ("hardware", "versions", "commit", "time")  # of every row
 
 console = Console()
 
@@ -41,15 +42,18 @@ def main() -> None:
     parser.add_argument("--sessions", type=int, default=100_000, help="simulated sessions")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        rows = [simulate_row(Path(directory) / "large", arguments.sessions)]
+        record([simulate_row(Path(directory) / "large", arguments.sessions)])
         dataset = Dataset.open(Path(directory) / "large")
-        rows += embed_rows(dataset, arguments.repeats)
-        rows += train_rows(dataset, arguments.repeats)
+        record(train_rows(dataset, arguments.repeats))
+        record(embed_rows(dataset, arguments.repeats))
+
+
+def record(rows: list[dict[str, Any]]) -> None:
+    """Appends rows as soon as they are there, and prints what was measured."""
+    path = append("throughput.jsonl", rows)
     for each in rows:
-        console.print(
-            {key: value for key, value in each.items() if key not in ("hardware", "versions", "commit", "time")}
-        )
-    console.print(f"rows appended to {append('throughput.jsonl', rows)}")
+        console.print({name: value for name, value in each.items() if name not in CONTEXT})
+    console.print(f"appended to {path}")
 
 
 def simulate_row(out: Path, sessions: int) -> dict[str, Any]:
