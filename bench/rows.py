@@ -34,7 +34,7 @@ def in_turn(variants: Mapping[str, Callable[[], Any]], repeats: int, warmup: int
 def spread(values: Sequence[float], digits: int = 4) -> dict[str, float]:
     """Median with 20th and 80th percentile."""
     low, median, high = np.percentile(values, [20, 50, 80])
-    return {"median": round(median, digits), "p20": round(low, digits), "p80": round(high, digits)}
+    return {name: round(float(value), digits) for name, value in (("median", median), ("p20", low), ("p80", high))}
 
 
 def hardware() -> dict[str, Any]:
