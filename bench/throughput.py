@@ -22,7 +22,7 @@ from rgalign.data.simulator import SimulatorConfig, simulate
 from rgalign.models import BaselineConfig, QERecConfig, build_ranker
 from rgalign.reasoner.hf import HFReasoner
 from rgalign.reasoner.prefix_tree import TokenIds
-from rgalign.training.embed import EmbedConfig, load_reasoner, prompt_encoder
+from rgalign.training.embed import EmbedConfig, prompt_encoder
 from rgalign.training.optimiser import OptimiserConfig, adamw
 
 NUM_PROMPTS = 24
@@ -66,7 +66,7 @@ def simulate_row(out: Path, sessions: int) -> dict[str, Any]:
 def embed_rows(dataset: Dataset, repeats: int) -> list[dict[str, Any]]:
     """The same prompts three ways, checked equal before they are timed."""
     config = EmbedConfig(model="smollm2", template="prefix_cached")
-    reasoner = load_reasoner(config)
+    reasoner = HFReasoner.from_pretrained(config.model, max_batch_tokens=config.max_batch_tokens)
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     sessions = dataset.table("valid", dataset.schema.columns).slice(0, NUM_PROMPTS).to_pylist()
     suffix = np.asarray(encoder.suffix_ids, dtype=np.int32)

@@ -20,7 +20,8 @@ HELP = """Predict the service intent a user came for, before they type.
 
 [bold]From logs to ranked intents[/bold]
 
-  1. a dataset:  rgalign data simulate | import boston311 | import arranged | infer-schema, then data check
+  1. a dataset:  rgalign data simulate | import boston311 | import arranged | infer-schema and import
+     table for your own logs; then data check
   2. the reasoner's latent query of every session:  rgalign embed DATASET -o LATENTS
   3. the ranker:  rgalign train stage1 -o RUN --set dataset=DATASET --set model.model=qe_rec --set latents=LATENTS
   4. how good it is, with intervals:  rgalign evaluate RUN... -o REPORT   (or all of it: rgalign experiment)
@@ -83,6 +84,50 @@ def import_arranged_command(
     from rgalign.data.sources.arranged import import_arranged
 
     _print_dataset(import_arranged(source, out, view=view, split=split, max_train=max_train))
+
+
+@import_app.command("table")
+def import_table(
+    file: Annotated[Path, typer.Argument(help="Your sessions: parquet, CSV or .csv.gz.")],
+    schema: Annotated[Path, typer.Option(help="schema.yaml (`rgalign data infer-schema` proposes one).")],
+    intents: Annotated[Path, typer.Option(help="Your intents, parquet or CSV: id, title, description, ...")],
+    out: Out,
+    delimiter: Annotated[str, typer.Option(help="Between the items of a list that is written as text.")] = "|",
+    valid_from: Annotated[str | None, typer.Option(help="ISO time at which validation begins.")] = None,
+    test_from: Annotated[str | None, typer.Option(help="ISO time at which test begins.")] = None,
+    quarantine: Annotated[Path | None, typer.Option(help="Parquet file for rows without an id or a time.")] = None,
+) -> None:
+    """Your own sessions in one file, one row a session with columns session_id, ts, clicked and the schema's.
+
+    Example: rgalign data import table logs.csv --schema schema.yaml --intents intents.csv -o data/mine
+    """
+    from rgalign.data.sources.session_table import import_session_table
+
+    times = {"valid_from": valid_from, "test_from": test_from}
+    _print_dataset(
+        import_session_table(file, schema, intents, out, delimiter=delimiter, quarantine=quarantine, **times)
+    )
+    console.print(f"next: rgalign data check {out}")
+
+
+@data_app.command("sample")
+def data_sample(
+    dataset: DatasetDir,
+    out: Out,
+    train: Annotated[int | None, typer.Option(min=1, help="Training sessions to keep; default: all.")] = None,
+    valid: Annotated[int | None, typer.Option(min=1, help="Validation sessions to keep.")] = None,
+    test: Annotated[int | None, typer.Option(min=1, help="Test sessions to keep.")] = None,
+    latest: Annotated[bool, typer.Option("--latest", help="The last training sessions, not spaced ones.")] = False,
+) -> None:
+    """A smaller dataset out of a larger one, for a trial run or an experiment on part of the sessions.
+
+    Example: rgalign data sample sim -o sim10k --train 10000 --test 2000
+    """
+    from rgalign.data.dataset import Dataset
+    from rgalign.data.sample import sample_dataset
+
+    sizes = {split: size for split, size in (("train", train), ("valid", valid), ("test", test)) if size is not None}
+    _print_dataset(sample_dataset(Dataset.open(dataset), out, sizes, train="latest" if latest else "spaced"))
 
 
 @data_app.command("infer-schema")

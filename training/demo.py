@@ -11,13 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
-from numpy.typing import NDArray
 from rich.console import Console
 
-from rgalign.data.dataset import SPLITS, Dataset, DatasetWriter
+from rgalign.data.dataset import SPLITS, Dataset
+from rgalign.data.sample import sample_dataset, spaced_rows
 from rgalign.data.simulator import SimulatorConfig, simulate
 from rgalign.data.sources.boston311 import import_boston311
 from rgalign.errors import DataError
@@ -97,7 +94,8 @@ def demo_dataset(out: Path, data: Path | None, embedding: EmbedConfig, seconds: 
     rate = prompts_per_second(dataset, embedding)
     count = int(np.clip(rate * seconds, MIN_SESSIONS, MAX_SESSIONS))
     console.print(f"the reasoner reads {rate:.1f} prompts/s here: taking {count} of the sessions")
-    return sample_sessions(dataset, out / "data", count)
+    sizes = {split: int(count * share) for split, share in SHARES.items()}
+    return sample_dataset(dataset, out / "data", sizes, train="latest")
 
 
 def prompts_per_second(dataset: Dataset, embedding: EmbedConfig) -> float:
@@ -111,31 +109,6 @@ def prompts_per_second(dataset: Dataset, embedding: EmbedConfig) -> float:
     began = time.perf_counter()
     reasoner.embed(prompts, prefix_ids=encoder.prefix_ids)
     return len(prompts) / (time.perf_counter() - began)
-
-
-def sample_sessions(dataset: Dataset, out: Path, count: int) -> Dataset:
-    """A smaller dataset: the latest training sessions, evenly spaced others, and a simulator's truth of them."""
-    with DatasetWriter(out, dataset.schema, dataset.catalog) as writer:
-        for split in SPLITS:
-            table = dataset.table(split)
-            size = min(len(table), max(1, int(count * SHARES[split])))
-            rows = latest_rows(len(table), size) if split == "train" else spaced_rows(len(table), size)
-            kept = table.take(pa.array(rows))
-            writer.write(split, kept)
-            truth = sorted((dataset.path / "truth" / split).glob("*.parquet"))
-            if truth:
-                whole = pa.concat_tables([pq.ParquetFile(shard).read() for shard in truth])
-                here = pc.is_in(whole.column("session_id"), value_set=kept.column("session_id").combine_chunks())
-                writer.write(f"truth/{split}", whole.filter(here))
-    return Dataset.open(out)
-
-
-def latest_rows(total: int, size: int) -> NDArray[np.int64]:
-    return np.arange(total - size, total)
-
-
-def spaced_rows(total: int, size: int) -> NDArray[np.int64]:
-    return np.linspace(0, total - 1, size).round().astype(np.int64)
 
 
 def show_examples(run: Path, dataset: Dataset, console: Console) -> None:

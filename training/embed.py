@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -22,7 +22,9 @@ from rgalign.chat_format import PromptTemplate
 from rgalign.config import Config, dump_config
 from rgalign.data.dataset import SPLITS, Dataset, read_shard
 from rgalign.files import sha256_json
+from rgalign.models.text_encoder import SentenceEncoder
 from rgalign.prompt import PromptEncoder
+from rgalign.reasoner.external import ExternalReasoner
 from rgalign.reasoner.hf import HFReasoner, Pooling
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import DEFAULT_MODEL
@@ -36,18 +38,30 @@ logger = logging.getLogger(__name__)
 
 
 class EmbedConfig(Config):
-    """How a dataset becomes latent queries."""
+    """How a dataset becomes latent queries.
+
+    Args:
+        model: ``smollm2``, a directory, a GGUF file or a hub name.
+        pooling: ``ltp`` the last prompt token's state; ``mean``, ``eos``: other states; ``external``: the model decodes
+            a question of at most ``max_new_tokens``, which ``sentence_encoder`` turns into the vector.
+        max_batch_tokens: new tokens of one forward pass.
+    """
 
     model: str = DEFAULT_MODEL
     template: str | PromptTemplate = "paper"
     chat_format: str | None = None
     max_tokens: int = 512
     include_pii: bool = False
-    pooling: Pooling = "ltp"
+    pooling: Pooling | Literal["external"] = "ltp"
+    sentence_encoder: str = "minilm"
+    max_new_tokens: int = 24
     dtype: Literal["float32", "bfloat16"] = "float32"
     store_dtype: Literal["float32", "float16"] = "float32"
     max_batch_tokens: int = 256
     device: str = "cpu"
+
+
+Reasoner = HFReasoner | ExternalReasoner
 
 
 class Embedder(Protocol):
@@ -77,15 +91,19 @@ class EmbedReport:
         return self.prompt_tokens / self.seconds if self.seconds else 0.0
 
 
-def load_reasoner(config: EmbedConfig) -> HFReasoner:
+def load_reasoner(config: EmbedConfig) -> Reasoner:
+    external = config.pooling == "external"
     reasoner = HFReasoner.from_pretrained(
         config.model,
         dtype=getattr(torch, config.dtype),
-        pooling=config.pooling,
+        pooling="ltp" if external else cast(Pooling, config.pooling),
         max_batch_tokens=config.max_batch_tokens,
     )
     reasoner.model.to(config.device)
-    return reasoner
+    if not external:
+        return reasoner
+    encoder = SentenceEncoder.from_pretrained(config.sentence_encoder)
+    return ExternalReasoner(reasoner, encoder, max_new_tokens=config.max_new_tokens)
 
 
 def prompt_encoder(config: EmbedConfig, tokenizer: Any, dataset: Dataset) -> PromptEncoder:
@@ -100,7 +118,7 @@ def prompt_encoder(config: EmbedConfig, tokenizer: Any, dataset: Dataset) -> Pro
     )
 
 
-def store_provenance(reasoner: HFReasoner, encoder: PromptEncoder, config: EmbedConfig) -> dict[str, Any]:
+def store_provenance(reasoner: Reasoner, encoder: PromptEncoder, config: EmbedConfig) -> dict[str, Any]:
     """What must agree for two vectors to be comparable. The tokenizer is among the files behind ``model``."""
     return {
         **reasoner.provenance,

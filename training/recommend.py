@@ -14,10 +14,16 @@ import torch
 from rgalign.config import load_config
 from rgalign.data.dataset import SPLITS, Dataset
 from rgalign.errors import DataError
-from rgalign.reasoner.hf import HFReasoner
 from rgalign.schema import Slot
 from rgalign.topk import topk
-from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, load_reasoner, prompt_encoder, store_provenance
+from rgalign.training.embed import (
+    EMBED_CONFIG,
+    EmbedConfig,
+    Reasoner,
+    load_reasoner,
+    prompt_encoder,
+    store_provenance,
+)
 from rgalign.training.experiment import run_config
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import load_ranker
@@ -70,7 +76,7 @@ class SessionRecommender:
     def __init__(self, run_dir: Path) -> None:
         config = run_config(run_dir)
         self.loaded = load_ranker(run_dir)
-        self.reasoner: HFReasoner | None = None
+        self.reasoner: Reasoner | None = None
         if config.latents is not None:
             embedding = load_config(EmbedConfig, config.latents / EMBED_CONFIG)
             self.reasoner = load_reasoner(embedding)

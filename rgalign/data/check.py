@@ -26,6 +26,7 @@ from rgalign.errors import DataError, RgalignError
 from rgalign.files import atomic_path
 
 MAX_EXAMPLES = 5
+PERSONAL = "a personal value, not shown"
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,7 @@ def _check_rows(dataset: Dataset, rules: ColumnRules, report: CheckReport) -> Ba
     bad: BadRows = defaultdict(dict)
     repeats = _repeated_sessions(dataset)
     columns = list(rules.column_types())
+    personal = {name for feature in dataset.schema.features if feature.pii for name in feature.columns()}
     for split in SPLITS:
         start = 0
         for shard in dataset.shards(split):
@@ -143,7 +145,8 @@ def _check_rows(dataset: Dataset, rules: ColumnRules, report: CheckReport) -> Ba
                 finding = found.setdefault(key, Finding(split, violation.field, violation.severity, violation.required))
                 finding.count += len(rows)
                 for row in rows[: MAX_EXAMPLES - len(finding.examples)]:
-                    finding.examples.append(Example(start + int(row), violation.received(int(row))))
+                    received = PERSONAL if violation.field in personal else violation.received(int(row))
+                    finding.examples.append(Example(start + int(row), received))
                 if violation.severity == "error":
                     for row in rows.tolist():
                         _, _, fields, required = bad[shard].setdefault(row, (split, start + row, [], []))

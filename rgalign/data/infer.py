@@ -95,7 +95,8 @@ def infer_schema(file: Path | str, *, name: str | None = None) -> Proposal:
         builder.listed({column: found_lists[column] for column in names})
     for column in COLUMNS:
         if column not in columns:
-            builder.left_out[column] = "missing in the file; a dataset needs this column"
+            required = column in ("session_id", "ts", "clicked")
+            builder.left_out[column] = f"missing in the file{'; a dataset needs this column' if required else ''}"
     if not builder.features:
         raise DataError(where=str(file), required="at least one column that can be a feature", received="none")
     schema = FeatureSchema(

@@ -34,8 +34,8 @@ class ListColumn:
         return int(min(MAX_LENGTH, max(1, np.percentile(self.lengths, 99, method="higher"))))
 
 
-def read_sessions(file: Path) -> pa.Table:
-    """The first MAX_ROWS rows of a .parquet, .csv or .csv.gz file."""
+def read_sessions(file: Path, max_rows: int = MAX_ROWS) -> pa.Table:
+    """The first ``max_rows`` rows of a .parquet, .csv or .csv.gz file."""
     if not file.is_file():
         raise DataError(where=str(file), required="a parquet or CSV file", received="no such file")
     name = file.name.removesuffix(".gz")
@@ -45,11 +45,11 @@ def read_sessions(file: Path) -> pa.Table:
             for batch in parquet.iter_batches():
                 batches.append(batch)
                 rows += len(batch)
-                if rows >= MAX_ROWS:
+                if rows >= max_rows:
                     break
-            table = pa.Table.from_batches(batches, parquet.schema_arrow).slice(0, MAX_ROWS)
+            table = pa.Table.from_batches(batches, parquet.schema_arrow).slice(0, max_rows)
     elif name.endswith(".csv"):
-        table = _read_csv(file).slice(0, MAX_ROWS)
+        table = _read_csv(file).slice(0, max_rows)
     else:
         raise DataError(where=str(file), required="a name ending in .parquet, .csv or .csv.gz", received=file.suffix)
     if not len(table):
@@ -89,6 +89,17 @@ def as_lists(values: pa.Array) -> ListColumn | None:
         if not spaced and _all_numbers(pieces):
             return _split(values, delimiter)
     return None
+
+
+def split_lists(values: pa.Array, delimiter: str) -> pa.Array:
+    """A list column: lists as they are, strings cut at ``delimiter``; null and "" are the empty list."""
+    if pt.is_list(values.type) or pt.is_large_list(values.type) or pt.is_fixed_size_list(values.type):
+        return values
+    if pt.is_null(values.type):
+        return pa.array([[]] * len(values), pa.list_(pa.string()))
+    text = pc.fill_null(values.cast(pa.string()), "")
+    pieces = pc.split_pattern(text, delimiter)
+    return pc.if_else(pc.equal(text, ""), pa.scalar([], pieces.type), pieces)
 
 
 def _split(values: pa.Array, delimiter: str) -> ListColumn:

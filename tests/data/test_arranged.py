@@ -33,10 +33,11 @@ def source(tmp_path):
         row |= {
             "channel": "Self Service",
             "place_kind": "address",
-            "neighborhood": "Roxbury",
             "street": f"S{number % 90}",
         }
-        row |= {"hour": ts.hour, "dow": ts.weekday(), "hist_n": number % 3, "zipcode": "02119", "user_id": "u1"}
+        late = number // PER_WEEK >= 18  # the wide split's test weeks know a place that training does not
+        row |= {"zipcode": "02210" if late else "02119", "neighborhood": "Seaport" if late else "Roxbury"}
+        row |= {"hour": ts.hour, "dow": ts.weekday(), "hist_n": number % 3, "user_id": "u1"}
         row["hist_intents"] = "|".join("10"[: number % 3])
         row["hist_hours"] = "|".join(["1.5", "40.0"][: number % 3])
         row["hist_status"] = "|".join(["open", "closed:resolved"][: number % 3])
@@ -104,8 +105,10 @@ def test_vocabularies_come_from_training_rows(source, tmp_path):
     """A street needs ten training rows; what the prompt shows is the same in every view and split."""
     wide = import_arranged(source, tmp_path / "wide", split="wide")
     assert wide.schema.vocabularies["street"] == {}  # about four rows each
+    assert wide.schema.vocabularies["zipcode"] == {"02119": "02119"}  # not 02210, which 30 test rows have
+    assert wide.schema.vocabularies["neighborhood"] == {"Roxbury": "Roxbury"}
+    assert wide.table("test")["zipcode"].to_pylist().count("02210") > 20
     few = import_arranged(source, tmp_path / "few", view="accounts", max_train=5)
-    assert wide.schema.vocabularies["zipcode"] == {"02119": "02119"}
     assert few.schema.vocabularies["zipcode"] == {}
     for name in ("channel", "place_kind", "neighborhood", "hist_status"):
         assert wide.schema.vocabularies[name] == few.schema.vocabularies[name] != {}

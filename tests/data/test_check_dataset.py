@@ -123,6 +123,16 @@ def test_at_most_five_examples(dataset):
     assert "row 4: 'attic'" in text
 
 
+def test_personal_values_are_not_shown(dataset):
+    path = dataset({"page": {3: "12 Elm Street"}})
+    text = (path / "schema.yaml").read_text()
+    assert "12 Elm Street" in check_dataset(path).describe()
+    (path / "schema.yaml").write_text(text.replace("pii: false", "pii: true", 1))
+    described = check_dataset(path).describe()
+    assert "12 Elm Street" not in described
+    assert "a personal value, not shown" in described
+
+
 def test_a_history_of_a_million(dataset):
     long = ["a"] * 1_000_000
     finding = only(check_dataset(dataset({"seen": {7: long}})))

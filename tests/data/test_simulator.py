@@ -19,7 +19,7 @@ from rgalign.data.simulator.catalogue import build_knowledge_base
 from rgalign.data.simulator.evidence import Evidence
 from rgalign.data.simulator.features import build_schema
 from rgalign.data.simulator.grammar import NUM_ORDER_PROBLEMS, NUM_PROBLEMS, PROBLEMS
-from rgalign.errors import DataError
+from rgalign.errors import ConfigError, DataError
 
 CONFIG = SimulatorConfig(num_sessions=6000, num_intents=400, num_cold_intents=30, sessions_per_shard=2048, seed=7)
 
@@ -288,3 +288,8 @@ def test_largest_catalogue() -> None:
     base = build_knowledge_base(SimulatorConfig(num_intents=8000, num_cold_intents=400))
     assert len(base.catalog) == 8000
     assert base.cold.sum() == 400
+
+
+def test_more_cold_intents_than_the_catalogue_has_room_for_are_refused() -> None:
+    with pytest.raises(ConfigError, match="num_cold_intents: required at most 41 of 200 intents"):
+        build_knowledge_base(SimulatorConfig(num_intents=200, num_cold_intents=50))

@@ -16,7 +16,7 @@ from rgalign.cli import app
 from rgalign.config import dump_config
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, DataError, ProvenanceError
-from rgalign.training import controls, demo
+from rgalign.training import controls
 from rgalign.training.experiment import ExperimentConfig, run_directory, run_experiment, score_run
 from rgalign.training.latents import LatentStore
 from rgalign.training.recommend import SessionRecommender, find_session
@@ -164,10 +164,3 @@ def test_a_control_fills_a_store_of_its_own(
     expected = np.linalg.norm(small_latents.take(np.arange(len(small_latents))), axis=1).mean()
     np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), expected, rtol=1e-4)
     assert store.provenance["control"] == "random"
-
-
-def test_the_demo_takes_the_latest_training_sessions(small_dataset: Dataset, tmp_path: Path) -> None:
-    sample = demo.sample_sessions(small_dataset, tmp_path / "sample", 100)
-    assert [sample.num_rows(split) for split in ("train", "valid", "test")] == [60, 10, 30]
-    whole = small_dataset.table("train", ["session_id"]).column("session_id").to_pylist()
-    assert sample.table("train", ["session_id"]).column("session_id").to_pylist() == whole[-60:]

@@ -23,6 +23,7 @@ from rgalign.data.simulator.grammar import MAX_QUESTIONS, PROBLEMS
 from rgalign.data.simulator.population import SHARE
 from rgalign.data.simulator.problem import Problem
 from rgalign.data.simulator.words import PHRASES, WORDS
+from rgalign.errors import ConfigError
 from rgalign.intents import IntentCatalog
 
 FORMS = 4
@@ -125,6 +126,9 @@ def _choose(
     launched = [form for form in general if not PROBLEMS[form.problem].cold]
     cold = [form for form in general if PROBLEMS[form.problem].cold][: config.num_cold_intents]
     extra = specific[: config.num_intents - len(launched) - len(cold)]
+    if len(cold) + len(extra) < config.num_cold_intents:
+        required = f"at most {len(cold) + len(extra)} of {config.num_intents} intents ({len(launched)} are never cold)"
+        raise ConfigError(where="num_cold_intents", required=required, received=str(config.num_cold_intents))
     share = np.sqrt([form.popularity for form in extra])
     late = rng.choice(len(extra), config.num_cold_intents - len(cold), replace=False, p=share / share.sum())
     marked = set(late.tolist())
