@@ -1,6 +1,6 @@
-"""Evaluation: scores of several rankers on the test sessions -> report.json, report.html, per-session metrics.
+"""Evaluation: scores of several rankers on the test sessions -> report.json, .html and .md, per-session metrics.
 
-    out/report.json   out/report.html   out/sessions/<model>.parquet   (session_id, seed, every metric, first_rank)
+    out/report.json, report.html, report.md     out/sessions/<model>.parquet   (session_id, seed, metrics, first_rank)
 
 A model is trained with several seeds; each session's metric is averaged over them, then sessions (or users) are
 resampled. Every model is compared with one baseline on the same sessions and the same draws.
@@ -32,6 +32,7 @@ from rgalign.training.evaluation_split import SPLIT, EvaluationSplit, Labels, ha
 from rgalign.training.examples import example_sessions
 from rgalign.training.reliability import reliability_curves
 from rgalign.training.report import report_page
+from rgalign.training.report_markdown import report_markdown
 from rgalign.training.scores import RunScores, SplitScores
 
 Ints = NDArray[np.int64]
@@ -127,6 +128,7 @@ def evaluate(
     report = {key: _without_nan(value) for key, value in report.items()}
     write_json(out_dir / "report.json", report)
     write_atomic(out_dir / "report.html", report_page(report).encode())
+    write_atomic(out_dir / "report.md", report_markdown(report).encode())
     return report
 
 

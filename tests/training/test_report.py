@@ -259,6 +259,21 @@ def test_page_is_whole_self_contained_and_escaped(report):
     assert "nan" not in parsed.text.lower().split()
 
 
+def test_markdown_has_every_model_slice_and_share(report):
+    found, out = report
+    lines = (out / "report.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in lines if line.startswith("|")]
+    first = next(row for row in rows if row[0] == "NDCG@3")
+    assert first[2].startswith(points(found["models"][0]["metrics"]["ndcg@3"]["mean"]))
+    other = next(row for row in rows[rows.index(first) + 1 :] if row[1].startswith("qe rec"))
+    change = found["models"][1]["against_baseline"]["ndcg@3"]
+    assert other[3].startswith(points(change["difference"], sign=True))
+    assert other[4] == "better"
+    assert sum(row[0].startswith("channel: ") for row in rows) == 2
+    assert any(row[:2] == ["metric", "ceiling"] and "baseline, share of it" in row for row in rows)
+    assert "nan" not in " ".join(lines).lower()
+
+
 def test_json_is_the_report_without_nan(report):
     text = (report[1] / "report.json").read_text()
     assert json.loads(text) == report[0]
