@@ -63,9 +63,9 @@ def run_demo(out: Path, data: Path | None, minutes: float, console: Console) -> 
         baseline="baseline",
         arms={
             "baseline": {"model": {"model": "baseline"}},
-            "qe_rec": {"model": {"model": "qe_rec"}, "latents": out / "latents", "semantic": out / "semantic"},
+            "qe_rec": {"model": {"model": "qe_rec"}, "latents": out / "latents"},
         },
-        common={"batch_size": 256},
+        common={"batch_size": 256, "semantic": out / "semantic"},
         seeds=(0,),
     )
     comparison = run_experiment(experiment, out / "comparison", announce=lambda line: console.print(f"[dim]{line}[/]"))
