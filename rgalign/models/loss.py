@@ -38,6 +38,8 @@ class LossConfig(Config):
         logq_correction: sampled entries are corrected by log(expected count), in-batch ones by log(click share), so
             that popular intents are not punished for being drawn often.
         mask_unseen: intents without a click in training are no competitors on whole-catalogue lists.
+        part_weight: the user part and the query part are each trained to rank alone too, with this weight. One loss
+            on their sum lets the part that fits the training sessions sooner do the other's work.
     """
 
     list_axis: Literal["candidates", "batch"] = "candidates"
@@ -49,6 +51,7 @@ class LossConfig(Config):
     proposal: Literal["uniform", "popularity"] = "uniform"
     logq_correction: bool = True
     mask_unseen: bool = True
+    part_weight: float = Field(default=0.0, ge=0)
 
 
 @dataclass(frozen=True)

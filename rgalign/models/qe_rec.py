@@ -39,6 +39,7 @@ class QERecConfig(Config):
         dim: d, the width of û, î and q̂.
         omega: ω, weight of the user part; ``learnable_omega`` starts there.
         query_dropout: on the latent queries, beside ``dropout`` in the towers.
+        query_absence: in training, the share of sessions whose latent query is taken for missing.
         confidence: the weights w_j; None trains with w = 1.
     """
 
@@ -50,6 +51,7 @@ class QERecConfig(Config):
     learnable_omega: bool = False
     input_norm: InputNorm = "standardize"
     query_dropout: float = Field(default=0.2, ge=0, lt=1)
+    query_absence: float = Field(default=0.0, ge=0, lt=1)
     user: UserTowerConfig = UserTowerConfig()
     intent: IntentTowerConfig = IntentTowerConfig()
     loss: LossConfig = LossConfig()
@@ -85,7 +87,10 @@ def build_qe_rec(
     config: QERecConfig, schema: FeatureSchema, catalog: IntentCatalog, latent_dim: int | None, semantic: Tensor | None
 ) -> Ranker:
     """``schema`` is bound to ``catalog``; without ``latent_dim`` there is no query tower and ω is 1."""
-    query = None if latent_dim is None else QueryTower(latent_dim, config.dim, config.input_norm, config.query_dropout)
+    query = None
+    if latent_dim is not None:
+        dropout, absence = config.query_dropout, config.query_absence
+        query = QueryTower(latent_dim, config.dim, config.input_norm, dropout, absence)
     return Ranker(
         UserTower(config.user, schema, config.dim, config.dropout),
         IntentTower(config.intent, len(catalog), semantic, config.dim, config.dropout),

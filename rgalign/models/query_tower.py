@@ -18,14 +18,21 @@ InputNorm = Literal["none", "layernorm", "standardize"]
 
 
 class QueryTower(nn.Module):
-    """[B, D] latent queries -> [B, d], not normalised."""
+    """[B, D] latent queries -> [B, d], not normalised.
+
+    Args:
+        dropout: on the latent query's coordinates.
+        absence: in training, the probability that a row's latent query is taken for missing, so that the user tower
+            learns to rank alone, as it must when the reasoner is late.
+    """
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, latent_dim: int, dim: int, input_norm: InputNorm, dropout: float) -> None:
+    def __init__(self, latent_dim: int, dim: int, input_norm: InputNorm, dropout: float, absence: float = 0.0) -> None:
         super().__init__()
         self.input_norm = input_norm
+        self.absence = absence
         self.norm = nn.LayerNorm(latent_dim) if input_norm == "layernorm" else None
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(latent_dim, dim)
@@ -41,6 +48,8 @@ class QueryTower(nn.Module):
 
     def forward(self, latent: Tensor) -> Tensor:
         present = (latent != 0).any(dim=-1, keepdim=True)
+        if self.training and self.absence:
+            present = present & (torch.rand_like(present, dtype=torch.float32) >= self.absence)
         states = (latent.float() - self.mean) / self.scale
         if self.norm is not None:
             states = self.norm(states)

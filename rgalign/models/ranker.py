@@ -141,18 +141,28 @@ class Ranker(nn.Module):
     def loss(self, batch: SessionBatch, *, epoch: int = 0) -> Loss:
         """Loss of a batch; ``epoch`` counts from 0 and switches the confidence weights on."""
         user, query = self.user(batch), self._query(batch)
-        lists = self.lists(self._score(user, query, self.intents()).total, batch)
+        scores = self._score(user, query, self.intents())
+        lists = self.lists(scores.total, batch)
         divergence = listwise_kl(lists, self.loss_config.target)
         valid = lists.has_click.float()
         num_lists = valid.sum()
         count = num_lists.clamp_min(1.0)
         rank = divergence.sum() / count
+        if query is not None and self.loss_config.part_weight:
+            divergence = divergence + self.loss_config.part_weight * self._part_divergence(scores, batch)
         if self.confidence is None:
-            return Loss(rank, rank.detach(), torch.zeros_like(rank), torch.ones_like(valid), num_lists)
+            total = divergence.sum() / count
+            return Loss(total, rank.detach(), torch.zeros_like(rank), torch.ones_like(valid), num_lists)
         agreement = Agreement.of(lists)
         weights, penalty = self.confidence(user, query, batch.categorical, agreement, epoch=epoch)
         total = (weights * divergence).sum() / count + penalty
         return Loss(total, rank.detach(), penalty.detach(), weights, num_lists)
+
+    def _part_divergence(self, scores: Scores, batch: SessionBatch) -> Tensor:
+        """[B]: the divergence of û·î alone plus that of q̂·î alone."""
+        parts = (scores.user_part / self.omega, scores.query_part / (1 - self.omega))
+        first, second = (listwise_kl(self.lists(part, batch), self.loss_config.target) for part in parts)
+        return first + second
 
     def forward(self, batch: SessionBatch, *, epoch: int = 0) -> Loss:
         """The loss: what DistributedDataParallel and accelerate wrap."""

@@ -11,6 +11,8 @@ from torch.nn import functional
 from rgalign.data.batch import SessionBatch
 from rgalign.errors import ProvenanceError
 from rgalign.models import QERecConfig, Ranker, load_weights, save_weights
+from rgalign.models.loss import listwise_kl
+from rgalign.models.query_tower import QueryTower
 
 HISTORIES = {"all empty": [0] * 6, "length one": [1] * 6, "longest": [5] * 6, "mixed": [0, 1, 2, 5, 0, 3]}
 
@@ -123,6 +125,33 @@ def test_a_zero_latent_contributes_nothing(qe_rec: Ranker, sessions) -> None:
     scores.total.sum().backward()
     assert latent.grad.isfinite().all()
     assert all(p.grad.isfinite().all() for p in qe_rec.parameters() if p.grad is not None)
+
+
+def test_part_weight_trains_each_part_alone(sessions) -> None:
+    plain = QERecConfig(dim=16, dropout=0.0, query_dropout=0.0)
+    weighted = plain.model_copy(update={"loss": plain.loss.model_copy(update={"part_weight": 0.5})})
+    batch = sessions.batch(16)
+    ranker = sessions.ranker(weighted).eval()
+    scores = ranker.score(batch)
+
+    def divergence(part: torch.Tensor) -> torch.Tensor:
+        return listwise_kl(ranker.lists(part, batch), "normalized").mean()
+
+    loss = ranker.loss(batch)
+    alone = divergence(scores.user_part / 0.7) + divergence(scores.query_part / 0.3)
+    torch.testing.assert_close(loss.rank, divergence(scores.total))
+    torch.testing.assert_close(loss.total, divergence(scores.total) + 0.5 * alone)
+    without = batch.without_latent()
+    torch.testing.assert_close(ranker.loss(without).total, ranker.loss(without).rank)
+
+
+def test_absent_latents_are_drawn_in_training_only() -> None:
+    torch.manual_seed(0)
+    tower = QueryTower(8, 4, "none", dropout=0.0, absence=0.3)
+    latents = torch.randn(2000, 8)
+    absent = (tower(latents) == 0).all(dim=1)
+    assert 0.25 < absent.float().mean() < 0.35
+    assert not (tower.eval()(latents) == 0).all(dim=1).any()
 
 
 @pytest.mark.parametrize("input_norm", ["none", "layernorm", "standardize"])
