@@ -7,7 +7,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench docs clean
+.PHONY: help demo test check format bench soak docs clean
 
 PYTHON ?= python3
 ARGS ?=
@@ -33,6 +33,7 @@ help:
 	@echo '  make check   ruff, mypy --strict, clang-format, typos: what CI and pre-commit ask for'
 	@echo '  make format  let ruff and clang-format rewrite the code'
 	@echo '  make bench   measure throughput; rows go to bench/results/'
+	@echo '  make soak    10,000 index swaps under scoring; the summary goes to bench/results/'
 	@echo '  make docs    build the documentation into build/docs'
 	@echo '  make clean   remove build outputs and caches (.venv, runs and downloads stay)'
 	@echo
@@ -74,6 +75,9 @@ format: $(READY)
 	ruff check --fix
 	ruff format
 	clang-format -i $(CPP)
+
+soak: $(READY)
+	$(VENV)/bin/python -m rgalign.bench.index_swaps $(ARGS)
 
 bench: $(READY)
 	$(VENV)/bin/python -m rgalign.bench.throughput $(ARGS)

@@ -17,13 +17,20 @@ ROOT = Path(__file__).parent.resolve()
 PACKAGES = [
     "rgalign",
     "rgalign.bench",
+    "rgalign.bench.gpu",
     "rgalign.data",
     "rgalign.data.simulator",
     "rgalign.data.sources",
+    "rgalign.index",
+    "rgalign.kernels",
     "rgalign.metrics",
     "rgalign.models",
     "rgalign.reasoner",
     "rgalign.training",
+    "rgalign.training.alignment",
+    "rgalign.training.reward",
+    "rgalign.training.selection",
+    "rgalign.training.teachers",
 ]
 
 
@@ -56,7 +63,7 @@ class CMakeBuild(build_ext):
 
 setup(
     packages=PACKAGES,
-    package_data={"": ["py.typed", "*.pyi", "*.yaml", "*.json", "*.html", "*.css"]},
+    package_data={"": ["py.typed", "*.pyi", "*.sh", "*.yaml", "*.json", "*.html", "*.css"]},
     include_package_data=False,
     ext_modules=[Extension("rgalign._C", sources=[])],
     cmdclass={"build_ext": CMakeBuild},

@@ -2,56 +2,13 @@
 
 #include <algorithm>
 #include <cmath>
-#include <limits>
 #include <thread>
 #include <vector>
 
+#include "winners.h"
+
 namespace rgalign {
 namespace {
-
-struct Entry {
-  float score;
-  std::int64_t row;
-};
-
-// The order of an answer. As a heap's comparator it keeps the worst of the winners on top.
-bool ranks_before(const Entry& a, const Entry& b) { return a.score > b.score || (a.score == b.score && a.row < b.row); }
-
-// The k best of the entries offered so far. Rows must be offered in ascending order: then an entry that ties with the
-// worst winner always loses to it, and one float comparison decides.
-class Winners {
- public:
-  explicit Winners(std::size_t k) : k_(k) { heap_.reserve(k); }
-
-  void clear() { heap_.clear(); }
-  bool full() const { return heap_.size() == k_; }
-  float worst_score() const { return heap_.front().score; }
-
-  void offer(Entry entry) {
-    if (!full()) {
-      heap_.push_back(entry);
-      std::push_heap(heap_.begin(), heap_.end(), ranks_before);
-    } else if (entry.score > worst_score()) {
-      std::pop_heap(heap_.begin(), heap_.end(), ranks_before);
-      heap_.back() = entry;
-      std::push_heap(heap_.begin(), heap_.end(), ranks_before);
-    }
-  }
-
-  // Writes the winners best first and pads to k; the heap is no heap afterwards.
-  void write(std::int64_t* rows, float* scores) {
-    std::sort(heap_.begin(), heap_.end(), ranks_before);
-    for (std::size_t i = 0; i < k_; ++i) {
-      const bool filled = i < heap_.size();
-      rows[i] = filled ? heap_[i].row : -1;
-      scores[i] = filled ? heap_[i].score : -std::numeric_limits<float>::infinity();
-    }
-  }
-
- private:
-  std::size_t k_;
-  std::vector<Entry> heap_;
-};
 
 // One thread's share: sessions [begin, end). All memory is taken in the constructor, on the calling thread, so that
 // run() cannot throw.

@@ -35,6 +35,8 @@ train_app = typer.Typer(help="Train rankers and intent text vectors.", no_args_i
 app.add_typer(data_app, name="data")
 data_app.add_typer(import_app, name="import")
 app.add_typer(train_app, name="train")
+index_app = typer.Typer(help="Intent indexes: build, verify, compare, extend.", no_args_is_help=True)
+app.add_typer(index_app, name="index")
 
 console = Console()
 
@@ -230,6 +232,122 @@ def train_hllm(dataset: DatasetDir, out: Out, config: ConfigFile = None, set_: O
     console.print(build_semantic(Dataset.open(dataset), load_config(HLLMConfig, config, set_ or ()), out))
 
 
+@train_app.command("generate")
+def train_generate(
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Judge again and ask again what failed; answers are kept.")] = False,
+) -> None:
+    """Ask teachers what users came to ask: candidate queries. Interrupted or out of quota, the same command goes on.
+
+    Example: rgalign train generate -o runs/gen --set dataset=data/boston --set latents=latents
+    """
+    from rgalign.config import load_config
+    from rgalign.training.teachers.generate import generate
+    from rgalign.training.teachers.generate_config import GenerateConfig
+
+    metrics = generate(load_config(GenerateConfig, config, set_ or ()), out, restart=restart)
+    _print_values({name: metrics[name] for name in ("sessions", "sessions_with_a_candidate", "cost")})
+    for name, teacher in metrics["teachers"].items():
+        suspect = "; names clicked titles it cannot know: see metrics.json" if teacher["leak"]["suspect"] else ""
+        _print_values({name: f"{teacher['kept']} of {teacher['asked']} usable{suspect}"})
+
+
+@train_app.command("reward")
+def train_reward(
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Begin afresh; latent queries and fold rankers are kept.")] = False,
+) -> None:
+    """Judge candidate queries by the ranking they lead to: cross-fitted rankers, NDCG of the clicked intents.
+
+    Example: rgalign train reward -o runs/reward --set candidates=runs/gen --set ranker=runs/qe_rec
+    """
+    from rgalign.config import load_config
+    from rgalign.training.reward.reward import reward
+    from rgalign.training.reward.reward_config import RewardConfig
+
+    metrics = reward(load_config(RewardConfig, config, set_ or ()), out, restart=restart)
+    names = ("placement", "sessions", "judged", "ties", "winners", "mean_reward", "tokens")
+    _print_values({name: metrics[name] for name in names})
+
+
+@train_app.command("select")
+def train_select(out: Out, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """Best-of-N: the chosen and the rejected queries of each session, by strategy V1 to V4.
+
+    Example: rgalign train select -o runs/v2 --set rewards=runs/reward --set strategy=V2
+    """
+    from rgalign.config import load_config
+    from rgalign.training.selection.preferences import select
+    from rgalign.training.selection.select_config import SelectConfig
+
+    summary = select(load_config(SelectConfig, config, set_ or ()), out)
+    names = ("strategy", "sessions", "kept", "dropped", "chosen_by_teacher", "mean_chosen_reward", "pairs")
+    _print_values({name: summary[name] for name in names})
+
+
+@train_app.command("sft")
+def train_sft(
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Throw an earlier run in this directory away.")] = False,
+) -> None:
+    """RG-SFT: the reasoner learns to write the chosen queries. Presets: paper, single_gpu_lora, small_cpu.
+
+    Example: rgalign train sft -o runs/sft --set preset=small_cpu --set selection=runs/v2 --set dataset=data/boston
+    --set latents=latents
+    """
+    _align("sft", out, config, set_, restart)
+
+
+@train_app.command("contrast")
+def train_contrast(
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Throw an earlier run in this directory away.")] = False,
+) -> None:
+    """RG-CL: the latent query moves to the embedding of the chosen query. Start from an SFT run with init=RUN.
+
+    Example: rgalign train contrast -o runs/cl --config align.yaml --set init=runs/sft
+    """
+    _align("contrast", out, config, set_, restart)
+
+
+@train_app.command("dpo")
+def train_dpo(
+    out: Out,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    restart: Annotated[bool, typer.Option(help="Throw an earlier run in this directory away.")] = False,
+) -> None:
+    """RG-DPO: chosen queries over strictly worse ones; S-DPO with dpo.loss=softmax. Start from an SFT run.
+
+    Example: rgalign train dpo -o runs/dpo --config align.yaml --set init=runs/sft
+    """
+    _align("dpo", out, config, set_, restart)
+
+
+@train_app.command("reembed")
+def train_reembed(
+    run: Annotated[Path, typer.Argument(help="A finished run of train sft, contrast or dpo.")],
+    out: Out,
+    dataset: Annotated[Path | None, typer.Option(help="Default: the run's.")] = None,
+) -> None:
+    """Latent queries of an aligned reasoner; after tuning: upper only the trained layers are computed again.
+
+    Example: rgalign train reembed runs/cl -o latents-cl
+    """
+    from rgalign.training.alignment.reembed import reembed
+
+    report = reembed(run, out, dataset=dataset)
+    _print_values({"sessions": report.sessions, "distinct prompts computed": report.distinct_prompts})
+
+
 @app.command("evaluate")
 def evaluate_command(
     runs: Annotated[list[str], typer.Argument(help="Training runs, each DIR or NAME=DIR; equal names are seeds.")],
@@ -239,7 +357,7 @@ def evaluate_command(
     config: ConfigFile = None,
     set_: Overrides = None,
 ) -> None:
-    """Compare runs on the test sessions: paired intervals, slices, learning curves; report.html and report.json.
+    """Compare runs on the test sessions: paired intervals, slices, learning curves; report.html, .json and .md.
 
     Example: rgalign evaluate baseline=runs/a qe_rec=runs/b qe_rec=runs/c -o report
     """
@@ -290,6 +408,89 @@ def recommend_command(
     console.print(describe(SessionRecommender(run).recommend(find_session(data, session), k)))
 
 
+@index_app.command("build")
+def index_build(
+    run: Annotated[Path, typer.Argument(help="A training run.")],
+    out: Out,
+    precision: Annotated[
+        Literal["float32", "float16", "bfloat16", "int8"], typer.Option(help="How the vectors are stored.")
+    ] = "float32",
+) -> None:
+    """Write the index of a trained ranker: the unit vector, id and title of every intent.
+
+    Example: rgalign index build runs/a -o index --precision int8
+    """
+    from rgalign.index import write_index
+    from rgalign.training.index_build import index_of
+    from rgalign.training.ranker_files import load_ranker
+
+    index = index_of(load_ranker(run), precision)
+    write_index(index, out)
+    _print_index(index, out)
+
+
+@index_app.command("verify")
+def index_verify(
+    index: Annotated[Path, typer.Argument(help="Index directory.")],
+    run: Annotated[Path | None, typer.Option(help="The training run that must have made its vectors.")] = None,
+) -> None:
+    """Check every byte, every vector and every id of an index; exit code 2 says what is wrong."""
+    from rgalign.index import read_index
+    from rgalign.training.index_build import index_provenance
+    from rgalign.training.ranker_files import load_ranker
+
+    required = {}
+    if run is not None:
+        made_by = index_provenance(load_ranker(run))
+        required = {name: made_by[name] for name in ("intent_tower", "text_encoder")}
+    _print_index(read_index(index, require=required), index)
+
+
+@index_app.command("diff")
+def index_diff(
+    former: Annotated[Path, typer.Argument(help="Index directory.")],
+    index: Annotated[Path, typer.Argument(help="Index directory to compare with it.")],
+    same: Annotated[float | None, typer.Option(help="Cosine from which on a vector has not moved.")] = None,
+) -> None:
+    """Intents added, removed, retitled and moved between two indexes. Exit code 1 if there are any."""
+    from rgalign.index import compare, read_index
+    from rgalign.index.changes import SAME_DIRECTION
+
+    before, after = read_index(former), read_index(index)
+    changes = compare(before, after, same_direction=SAME_DIRECTION if same is None else same)
+    for name, pair in changes.provenance.items():
+        console.print(f"{name}: {pair[0][:12]} -> {pair[1][:12]}", highlight=False)
+    for intent_id in changes.added:
+        console.print(f"+ {intent_id}  {after.titles[after.rows[intent_id]]}", highlight=False, markup=False)
+    for intent_id in changes.removed:
+        console.print(f"- {intent_id}  {before.titles[before.rows[intent_id]]}", highlight=False, markup=False)
+    for intent_id, titles in changes.retitled.items():
+        console.print(f"~ {intent_id}  {titles[0]} -> {titles[1]}", highlight=False, markup=False)
+    for intent_id, cosine in changes.moved.items():
+        console.print(f"> {intent_id}  cosine {cosine:.6f}", highlight=False, markup=False)
+    raise typer.Exit(1 if changes else 0)
+
+
+@index_app.command("add")
+def index_add(
+    index: Annotated[Path, typer.Argument(help="Index directory.")],
+    intents: Annotated[Path, typer.Option(help="The further intents, parquet or CSV: id, title, description, ...")],
+    run: Annotated[Path, typer.Option(help="The training run that made the index.")],
+    out: Out,
+) -> None:
+    """Add intents by their texts alone, without training: a new knowledge-base entry can be ranked at once.
+
+    Example: rgalign index add index --intents new.csv --run runs/a -o index-2
+    """
+    from rgalign.data.sources.session_table import read_catalog
+    from rgalign.index import read_index, write_index
+    from rgalign.training.index_build import add_by_text
+
+    extended = add_by_text(read_index(index), run, read_catalog(intents))
+    write_index(extended, out)
+    _print_index(extended, out)
+
+
 @app.command("demo")
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("demo"),
@@ -302,9 +503,27 @@ def demo(
     run_demo(out, data, minutes, console)
 
 
+def _align(
+    objective: Literal["sft", "contrast", "dpo"], out: Path, config: Path | None, set_: list[str] | None, restart: bool
+) -> None:
+    from rgalign.config import load_config
+    from rgalign.training.alignment.align import align
+    from rgalign.training.alignment.alignment_config import AlignmentConfig
+
+    metrics = align(objective, load_config(AlignmentConfig, config, set_ or ()), out, restart=restart)
+    _print_values({name: metrics[name] for name in ("sessions", "held_out_sessions", "steps", "before", "after")})
+    console.print(f"model: {out / 'model'}")
+
+
 def _print_values(values: dict[str, Any]) -> None:
     for name, value in values.items():
         console.print(f"{name}: {value}", highlight=False)
+
+
+def _print_index(index: Any, path: Path) -> None:
+    stored = str(index.vectors.dtype).removeprefix("torch.")
+    hashes = {name: value[:12] for name, value in index.provenance.items()}
+    _print_values({"index": path, "intents": len(index), "dimensions": index.dim, "precision": stored, **hashes})
 
 
 def _print_dataset(dataset: Any) -> None:

@@ -31,3 +31,11 @@ class ProvenanceError(RgalignError, ValueError):
 
 class ModelNotFoundError(RgalignError, FileNotFoundError):
     """A pretrained model is not on this machine."""
+
+
+class TeacherError(RgalignError, RuntimeError):
+    """A teacher gives no further answer: unreachable, refused, or its quota or budget is spent. Answers are kept."""
+
+
+class RewardError(RgalignError, ValueError):
+    """The ranker cannot judge candidate queries: they failed the gate, or their rewards tell nothing apart."""

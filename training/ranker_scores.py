@@ -14,6 +14,7 @@ from rgalign.data.dataset import Dataset
 from rgalign.metrics.ranking import PADDING, SessionMetrics, session_metrics
 from rgalign.models import Ranker
 from rgalign.models.ranker import Scores
+from rgalign.training.fused_scores import fused_scores
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import LoadedRanker
 from rgalign.training.scores import SplitScores
@@ -50,7 +51,11 @@ def score_split(
     total, user_part, query_part = (np.empty(shape, np.float32) for _ in range(3))
     clicked: list[Tensor] = []
     candidates: list[Tensor | None] = []
-    for step, scores in scored(loaded.ranker, sessions, Order(batch_size), device):
+    ranker = loaded.ranker.to(device).eval()
+    with torch.no_grad():
+        intents = ranker.intents()
+    for step in sessions.steps(Order(batch_size)):
+        scores = fused_scores(ranker, step.sessions.to(device), intents)
         total[step.rows] = scores.total.cpu().numpy()
         user_part[step.rows] = scores.user_part.cpu().numpy()
         query_part[step.rows] = scores.query_part.cpu().numpy()

@@ -15,7 +15,6 @@ from rgalign.config import load_config
 from rgalign.data.dataset import SPLITS, Dataset
 from rgalign.errors import DataError
 from rgalign.schema import Slot
-from rgalign.topk import topk
 from rgalign.training.embed import (
     EMBED_CONFIG,
     EmbedConfig,
@@ -25,6 +24,8 @@ from rgalign.training.embed import (
     store_provenance,
 )
 from rgalign.training.experiment import run_config
+from rgalign.training.fused_scores import fused_scores, rank_sessions
+from rgalign.training.index_build import index_of
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import load_ranker
 
@@ -76,6 +77,7 @@ class SessionRecommender:
     def __init__(self, run_dir: Path) -> None:
         config = run_config(run_dir)
         self.loaded = load_ranker(run_dir)
+        self.index = index_of(self.loaded)
         self.reasoner: Reasoner | None = None
         if config.latents is not None:
             embedding = load_config(EmbedConfig, config.latents / EMBED_CONFIG)
@@ -96,19 +98,20 @@ class SessionRecommender:
             ids = np.append(encoded.slot_ids, np.asarray(self.prompts.suffix_ids, np.int32))
             latents = self.reasoner.embed([ids], prefix_ids=self.prompts.prefix_ids).numpy()
         ranker, catalog = self.loaded.ranker, self.loaded.catalog
-        scores = ranker.score(self.loaded.encoder.encode(session, latents))
-        probabilities = (ranker.lists.scale() * scores.total[0]).softmax(dim=0)
-        winners = topk(np.ascontiguousarray(scores.total.numpy(), dtype=np.float32), k).rows[0].tolist()
+        batch = self.loaded.encoder.encode(session, latents)
+        total = fused_scores(ranker, batch, self.index.decoded).total[0]
+        probabilities = (ranker.lists.scale() * total).softmax(dim=0)
+        ranked = rank_sessions(ranker, self.index, batch, k)
         intents = [
             RecommendedIntent(
                 id=catalog.ids[index],
                 title=catalog.titles[index],
-                score=float(scores.total[0, index]),
-                user_part=float(scores.user_part[0, index]),
-                query_part=float(scores.query_part[0, index]),
+                score=float(ranked.scores[0, place]),
+                user_part=float(ranked.user_part[0, place]),
+                query_part=float(ranked.query_part[0, place]),
                 probability=float(probabilities[index]),
             )
-            for index in winners
+            for place, index in enumerate(ranked.rows[0].tolist())
         ]
         clicked = [catalog.names.get(str(intent), str(intent)) for intent in row["clicked"]]
         return Recommendation(str(row["session_id"]), slots, intents, clicked)

@@ -115,6 +115,9 @@ class Stage1:
         dataset, store = self.inputs.dataset, self.inputs.store
         latent_dim = None if store is None else store.dim
         ranker = build_ranker(self.config.model, dataset.schema, dataset.catalog, latent_dim, self.inputs.semantic)
+        if self.inputs.warm_start is not None:
+            ranker.load_state_dict(self.inputs.warm_start.ranker.state_dict())
+        # After the warm start's weights: the statistics are of this run's latent queries, whichever reasoner's.
         ranker.set_statistics(self.data.clicks, self.data.latent_sample)
         return ranker
 

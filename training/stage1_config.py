@@ -12,7 +12,9 @@ from rgalign.models import BaselineConfig, RankerConfig
 from rgalign.training.optimiser import OptimiserConfig
 
 # What decides neither the weights nor the metrics; files are identified by their content instead.
-NOT_IDENTITY = frozenset({"dataset", "latents", "semantic", "memory_rows", "checkpoint_steps", "num_threads", "device"})
+NOT_IDENTITY = frozenset(
+    {"dataset", "latents", "semantic", "warm_start", "memory_rows", "checkpoint_steps", "num_threads", "device"}
+)
 
 
 class Stage1Config(Config):
@@ -23,6 +25,8 @@ class Stage1Config(Config):
         model: ``model: qe_rec`` or ``model: baseline`` and that ranker's keys.
         latents: directory of latent queries (``rgalign embed``); None trains QE-Rec with ω = 1.
         semantic: text vectors of the intents (``rgalign train hllm``); None judges intents by their ids.
+        warm_start: finished run of the same ranker on the same training sessions whose weights training begins with
+            (stage 3); its latent queries may be another reasoner's. None begins at random.
         batch_size: sessions a step, on each process.
         metric: of the validation sessions against their clicks; the weights of its best epoch are kept.
         patience: epochs without a better value before training stops.
@@ -36,6 +40,7 @@ class Stage1Config(Config):
     model: RankerConfig
     latents: Path | None = None
     semantic: Path | None = None
+    warm_start: Path | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=1024, ge=1)

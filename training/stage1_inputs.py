@@ -14,6 +14,7 @@ from rgalign.data.dataset import Dataset
 from rgalign.data.encode import NumericStats, SessionEncoder
 from rgalign.errors import DataError
 from rgalign.training.latents import LatentStore
+from rgalign.training.ranker_files import LoadedRanker
 from rgalign.training.semantic import load_semantic, read_provenance
 from rgalign.training.sessions import (
     Ints,
@@ -25,6 +26,7 @@ from rgalign.training.sessions import (
     tables,
 )
 from rgalign.training.stage1_config import Stage1Config
+from rgalign.training.warm_start import load_warm_start
 
 FORMAT = 1
 STATISTICS_LATENTS = 65_536  # latent queries that the query tower's input statistics are taken from
@@ -57,6 +59,7 @@ class Stage1Inputs:
     store: LatentStore | None
     semantic: Tensor | None
     identity: dict[str, Any]
+    warm_start: LoadedRanker | None = None
 
     @classmethod
     def open(cls, config: Stage1Config) -> Stage1Inputs:
@@ -80,7 +83,10 @@ class Stage1Inputs:
             "latents": None if store is None else store.provenance,
             "semantic": semantic_hash,
         }
-        return cls(config, dataset, store, semantic, identity)
+        if config.warm_start is None:  # the key is left out: older runs do not have it
+            return cls(config, dataset, store, semantic, identity)
+        warm = load_warm_start(config.warm_start, config, store, identity)
+        return cls(config, dataset, store, semantic, {**identity, "warm_start": warm.hash}, warm)
 
     def encode(self) -> EncodedSessions:
         """Statistics and click counts come from the training sessions that are used, and from no others."""

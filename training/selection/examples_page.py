@@ -1,0 +1,42 @@
+"""examples.md: some sessions of a selection to read, with what the user chose and what each query is worth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from rgalign.training.selection.strategies import Choice
+
+
+@dataclass(frozen=True)
+class Example:
+    """Args: context: the session's verbalised slots; clicked: titles."""
+
+    session_id: str
+    context: Sequence[str]
+    clicked: Sequence[str]
+    choice: Choice
+
+
+def examples_page(title: str, examples: Sequence[Example]) -> str:
+    parts = [f"# {title}\n"]
+    for example in examples:
+        chosen = example.choice.chosen
+        assert chosen is not None
+        lines = [f"## Session {_plain(example.session_id)}\n"]
+        lines += [f"- {_plain(slot)}" for slot in example.context]
+        lines += [f"\nClicked: **{_plain(', '.join(example.clicked)) or 'nothing of the catalogue'}**\n"]
+        lines += ["| | reward | margin | teacher | query |", "|---|---|---|---|---|"]
+        for name, each in (("chosen", chosen), *(("rejected", each) for each in example.choice.rejected)):
+            cells = (name, f"{each.reward:.3f}", f"{each.margin:+.3f}", each.teacher, _plain(each.query))
+            lines.append(f"| {' | '.join(cells)} |")
+        parts.append("\n".join(lines) + "\n")
+    return "\n".join(parts)
+
+
+def _plain(text: str) -> str:
+    """One line that Markdown leaves as it is."""
+    text = " ".join(text.split())
+    for char in "\\`*_[]<>|#":
+        text = text.replace(char, "\\" + char)
+    return text

@@ -1,0 +1,35 @@
+"""Configuration of the selection."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from rgalign.config import Config
+from rgalign.training.selection.strategies import Strategy, TieBreak
+
+
+class SelectConfig(Config):
+    """``rgalign train select``.
+
+    Args:
+        rewards: finished run of ``rgalign train reward``.
+        priority: teachers, the best first; default: the order they were configured in for generation.
+        base: the teacher that is the reasoner itself (Qwen3-4B in the paper).
+        min_reward: sessions whose chosen query is worth less are dropped; 0 is the paper's.
+        max_rejected: of a session, the best ones.
+    """
+
+    rewards: Path
+    strategy: Strategy = "V2"
+    tie_break: TieBreak = "priority"
+    priority: tuple[str, ...] | None = None
+    base: str = "reasoner"
+    min_reward: float = Field(default=0.0, ge=0, le=1)
+    max_rejected: int = Field(default=3, ge=1)
+    examples: int = Field(default=20, ge=0)
+
+    def identity(self) -> dict[str, Any]:
+        return self.model_dump(mode="json", exclude={"rewards"})

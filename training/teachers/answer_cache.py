@@ -1,0 +1,82 @@
+"""AnswerCache: what teachers answered, one JSON line an answer, appended as they come.
+
+    {"key": sha256 of (prompt, model, parameters), "text": ..., "prompt_tokens": ..., "completion_tokens": ...,
+     "seconds": ..., "attempts": ..., "cost": ..., "time": seconds since 1970}
+
+It is the log of tokens and cost too. Failures are not kept, so a later run asks again. A run killed in the middle of a
+line loses that line: it is cut off when the file is opened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rgalign.errors import DataError
+from rgalign.files import sha256_json
+from rgalign.training.teachers.room_on_disk import room_on_disk
+from rgalign.training.teachers.teacher import Answer
+
+SYNC_ANSWERS = 64
+_FIELDS = ("text", "prompt_tokens", "completion_tokens", "seconds", "attempts", "cost")
+
+
+def answer_key(reads: str, identity: Mapping[str, Any]) -> str:
+    return sha256_json([reads, dict(identity)])
+
+
+class AnswerCache:
+    """One teacher's answers on disk and in memory. Use it as a context manager while adding.
+
+    Raises:
+        DataError: a complete line that is no answer, or a disk that is full (what was written before stays).
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.answers: dict[str, Answer] = {}
+        self._unsynced = 0
+        if path.is_file():
+            self._read()
+
+    def _read(self) -> None:
+        data = self.path.read_bytes()
+        whole = data.rfind(b"\n") + 1
+        for number, line in enumerate(data[:whole].splitlines(), start=1):
+            try:
+                values = json.loads(line)
+                self.answers[values["key"]] = Answer(**{name: values[name] for name in _FIELDS})
+            except (ValueError, KeyError, TypeError) as error:
+                received = f"{type(error).__name__} {error}"
+                raise DataError(where=f"{self.path}, line {number}", required="an answer", received=received) from error
+        if whole < len(data):
+            os.truncate(self.path, whole)
+
+    @contextmanager
+    def appending(self) -> Iterator[AnswerCache]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with room_on_disk(self.path), open(self.path, "ab") as self._file:
+            try:
+                yield self
+            finally:
+                self._sync()
+
+    def add(self, key: str, answer: Answer) -> None:
+        values = {name: value for name, value in asdict(answer).items() if name in _FIELDS}
+        line = json.dumps({"key": key, **values, "time": round(time.time(), 3)}, ensure_ascii=False)
+        self._file.write(line.encode() + b"\n")
+        self.answers[key] = answer
+        self._unsynced += 1
+        if self._unsynced == SYNC_ANSWERS:
+            self._sync()
+
+    def _sync(self) -> None:
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._unsynced = 0
