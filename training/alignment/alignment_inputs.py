@@ -1,0 +1,122 @@
+"""What an alignment run is made from: the selection as token ids, the split it is measured on, and hashes of it all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from typing import Any
+
+import numpy as np
+
+from rgalign.config import load_config
+from rgalign.data.dataset import Dataset
+from rgalign.errors import ConfigError, ProvenanceError
+from rgalign.reasoner.pretrained import load_tokenizer, model_fingerprint
+from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
+from rgalign.training.alignment.contrast_targets import ContrastTargets
+from rgalign.training.alignment.policy import model_reference
+from rgalign.training.alignment.preferences import Preferences, read_preferences
+from rgalign.training.alignment.tokenised import TokenisedSession, tokenise
+from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, prompt_encoder
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class AlignmentInputs:
+    """``identity`` is what two starts must share to be one run; ``reference`` is where training begins."""
+
+    config: AlignmentConfig
+    objective: Objective
+    dataset: Dataset
+    embedding: EmbedConfig
+    preferences: Preferences
+    reference: str
+    identity: dict[str, Any]
+
+    @classmethod
+    def open(cls, config: AlignmentConfig, objective: Objective) -> AlignmentInputs:
+        """Reads and checks everything but the model's weights.
+
+        Raises:
+            ConfigError: latent queries that no prompt's state made.
+            DataError, ProvenanceError: see :func:`read_preferences`.
+            ModelNotFoundError: no such model.
+        """
+        dataset = Dataset.open(config.dataset)
+        file = config.latents / EMBED_CONFIG
+        if not file.is_file():
+            required = f"latent queries with their {EMBED_CONFIG} (`rgalign embed` writes it)"
+            raise ProvenanceError(where=str(config.latents), required=required, received="none")
+        embedding = load_config(EmbedConfig, file)
+        if objective == "contrast" and embedding.pooling != "ltp":
+            required = "latent queries with pooling ltp for RG-CL (eq. 11 compares last-token states)"
+            raise ConfigError(where=str(file), required=required, received=f"pooling {embedding.pooling}")
+        preferences = read_preferences(
+            config.selection, dataset, targets=config.targets, with_targets=objective == "contrast"
+        )
+        reference = model_reference(config, embedding.model)
+        identity = {
+            "format": FORMAT,
+            "objective": objective,
+            "config": config.identity(),
+            "embedding": embedding.model_dump(mode="json", exclude={"model", "device", "max_batch_tokens"}),
+            "base": model_fingerprint(embedding.model),
+            "init": model_fingerprint(reference),
+            **preferences.identity,
+        }
+        return cls(config, objective, dataset, embedding, preferences, reference, identity)
+
+    def sessions(self) -> tuple[list[TokenisedSession], list[TokenisedSession]]:
+        """Training and held-out sessions.
+
+        Raises:
+            ConfigError: a model without a chat format, or a held-out share that leaves nothing to train on.
+            DataError: a query without tokens.
+        """
+        tokenizer = load_tokenizer(self.reference)
+        encoder = prompt_encoder(self.embedding, tokenizer, self.dataset)
+        rejected = self.config.dpo.max_rejected
+        sessions = tokenise(self.preferences, self.dataset, encoder, tokenizer, max_rejected=rejected)
+        if self.objective == "dpo":
+            sessions = [session for session in sessions if session.rejected]
+        apart = self._held_out(sessions)
+        trained = [session for session in sessions if session.row not in apart]
+        if not trained:
+            required = "a session to train on" + (" with a rejected query" if self.objective == "dpo" else "")
+            raise ConfigError(where=str(self.config.selection), required=required, received="none")
+        return trained, [session for session in sessions if session.row in apart]
+
+    def prefix_ids(self, tokenizer: Any) -> tuple[int, ...]:
+        return prompt_encoder(self.embedding, tokenizer, self.dataset).prefix_ids
+
+    def targets(self, trained: list[TokenisedSession], hidden_size: int) -> ContrastTargets | None:
+        """The frozen targets, if the selection has them.
+
+        Raises:
+            ProvenanceError: targets of another width than the model's states, where the loss needs them.
+        """
+        targets = self.preferences.targets
+        if targets is None:
+            return None
+        if targets.shape[1] != hidden_size:
+            if self.objective != "contrast":
+                return None
+            required = f"targets of the reasoner itself ({hidden_size} wide)"
+            raise ProvenanceError(where="targets", required=required, received=f"{targets.shape[1]} wide")
+        rows = [session.row for session in trained]
+        config = self.config
+        return ContrastTargets(targets, self.preferences.items, rows, config.contrast, seed=config.seed)
+
+    def _held_out(self, sessions: list[TokenisedSession]) -> set[int]:
+        """Rows chosen by a hash of the session's id: the same for every objective and seed."""
+        if not self.config.held_out or len(sessions) < 2:
+            return set()
+        items = self.preferences.items
+        keyed = sorted((_draw(items[session.row].session_id), session.row) for session in sessions)
+        count = max(1, round(self.config.held_out * len(sessions)))
+        return {row for _, row in keyed[: min(count, self.config.max_held_out)]}
+
+
+def _draw(session_id: str) -> int:
+    return int(np.frombuffer(blake2b(session_id.encode(), digest_size=8).digest(), "<u8")[0])
