@@ -25,6 +25,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--dim", type=int, default=128)
     arguments = parser.parse_args()
+    if not arguments.rows.is_file():
+        raise SystemExit(f"{arguments.rows}: no such file; python -m rgalign.bench.scoring writes it")
     rows = latest(json.loads(line) for line in arguments.rows.read_text(encoding="utf-8").splitlines())
     rows = [row for row in rows if row["benchmark"] == "scoring" and row["D"] == arguments.dim]
     if not rows:
