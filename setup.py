@@ -28,6 +28,7 @@ PACKAGES = [
     "rgalign.reasoner",
     "rgalign.training",
     "rgalign.training.alignment",
+    "rgalign.training.loop",
     "rgalign.training.reward",
     "rgalign.training.selection",
     "rgalign.training.teachers",

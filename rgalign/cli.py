@@ -348,6 +348,40 @@ def train_reembed(
     _print_values({"sessions": report.sessions, "distinct prompts computed": report.distinct_prompts})
 
 
+@train_app.command("all")
+def train_all(out: Out, config: ConfigFile = None, set_: Overrides = None) -> None:
+    """The closed loop: embed, rankers, teachers, reward, selection, alignment, recalibration, control, evaluation.
+
+    Stopped at any point and started again, it goes on; a changed key does anew what depends on it. Example:
+
+    rgalign train all --config loop.yaml -o RUN
+    """
+    from rich.markdown import Markdown
+
+    from rgalign.config import load_config
+    from rgalign.training.loop.graph import report_path
+    from rgalign.training.loop.loop import run_loop
+    from rgalign.training.loop.loop_config import LoopConfig
+
+    def announce(step: str, state: str) -> None:
+        console.rule(f"{step}: {state}")
+
+    run_loop(load_config(LoopConfig, config, set_ or ()), out, announce=announce)
+    report = report_path(out)
+    console.print(Markdown(report.read_text(encoding="utf-8")))
+    console.print(f"report: {report}")
+
+
+@train_app.command("status")
+def train_status(
+    run: Annotated[Path, typer.Argument(help="The run directory of `rgalign train all`.", show_default=False)],
+) -> None:
+    """The steps of a closed loop: state, time, size on disk, and what comes next."""
+    from rgalign.training.loop.status import loop_status, status_table
+
+    console.print(status_table(loop_status(run)))
+
+
 @app.command("evaluate")
 def evaluate_command(
     runs: Annotated[list[str], typer.Argument(help="Training runs, each DIR or NAME=DIR; equal names are seeds.")],

@@ -1,0 +1,53 @@
+"""The loop's configuration: sections are checked against their step's keys before anything runs."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rgalign.config import load_config, parse_config
+from rgalign.errors import ConfigError
+from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
+
+Values = Callable[..., dict[str, Any]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"loop": 2}, "did you mean 'loops'"),
+        ({"stage1": {"epoch": 3}}, "section .*did you mean 'epochs'"),
+        ({"align": {"tuneing": "upper"}}, "did you mean 'tuning'"),
+        ({"reward": {"fold": 3}}, "did you mean 'folds'"),
+        ({"select": {"strategy": "V5"}}, "section select"),
+        ({"embed": {"poling": "ltp"}}, "did you mean 'pooling'"),
+        ({"generate": {"latents": "mine"}}, "section generate: required no key 'latents'"),
+        ({"stage3": {"warm_start": "mine"}}, "no key 'warm_start'"),
+        ({"seeds": [1, 1]}, "different seeds"),
+    ],
+)
+def test_wrong_keys_are_named_before_anything_runs(loop_values: Values, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_config(LoopConfig, loop_values(**changes), where="loop.yaml")
+
+
+def test_sections_lie_over_each_other(loop_values: Values) -> None:
+    values = loop_values(objective="dpo", sft={"epochs": 2}, stage3={"epochs": 4})
+    config = parse_config(LoopConfig, values, where="loop.yaml")
+    assert config.baseline_config(seed=3).model.model == "baseline"
+    assert config.baseline_config(seed=3).batch_size == config.stage1_config(NOWHERE, seed=3).batch_size == 32
+    stage3 = config.recalibration_config(Path("new"), Path("old"), seed=3)
+    assert (stage3.epochs, stage3.patience, stage3.seed) == (4, 4, 3)
+    assert (stage3.latents, stage3.warm_start) == (Path("new"), Path("old"))
+    assert config.sft_config(NOWHERE, NOWHERE).epochs == 2
+    assert config.align_config(NOWHERE, NOWHERE, NOWHERE).epochs == 1
+
+
+def test_a_null_over_a_preset_survives_the_file(loop_values: Values, tmp_path: Path) -> None:
+    values = loop_values(alignment={"preset": "paper", "neftune_alpha": None, "upper_layers": 6})
+    config = parse_config(LoopConfig, values, where="loop.yaml")
+    config.save(tmp_path / "config.yaml")
+    read = load_config(LoopConfig, tmp_path / "config.yaml")
+    assert read == config
+    assert read.sft_config(NOWHERE, NOWHERE).neftune_alpha is None

@@ -1,0 +1,133 @@
+"""The closed loop's configuration: a section for each step, checked against that step's own keys before anything runs.
+
+A section holds what the step's command takes, without the paths that connect the steps: those are the loop's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, Self, TypeVar
+
+import yaml
+from pydantic import Field, model_validator
+
+from rgalign.config import Config, parse_config
+from rgalign.errors import ConfigError
+from rgalign.files import write_atomic
+from rgalign.training.alignment.alignment_config import AlignmentConfig
+from rgalign.training.embed import EmbedConfig
+from rgalign.training.evaluate import EvaluationConfig
+from rgalign.training.reward.reward_config import RewardConfig
+from rgalign.training.selection.select_config import SelectConfig
+from rgalign.training.stage1_config import Stage1Config
+from rgalign.training.teachers.generate_config import GenerateConfig
+
+Section = dict[str, Any]
+SectionT = TypeVar("SectionT", bound=Config)
+BASELINE_MODEL, RANKER_MODEL = {"model": "baseline"}, {"model": "qe_rec"}
+RECALIBRATION_EPOCHS = 5
+NOWHERE = Path("unset")  # in place of the paths while sections are checked
+
+
+class LoopConfig(Config):
+    """``rgalign train all``.
+
+    Args:
+        dataset: dataset directory.
+        semantic: text vectors of the intents (``rgalign train hllm``), of all rankers.
+        seeds: of the rankers; the first one's configuration is that of the reward rankers.
+        loops: rounds of alignment and recalibration at most; a further one begins only if the last was better.
+        objective: what the reasoner is aligned with after SFT.
+        embed: of the reasoner that the loop begins with.
+        stage1: keys of stage 1; the other rankers train with them too.
+        baseline: laid over ``stage1`` for the baseline arm.
+        generate, reward, select: keys of those steps.
+        alignment: keys of both alignments; ``sft`` and ``align`` are laid over it.
+        stage3: laid over ``stage1`` for the recalibration and its control alike.
+        evaluation: of the report on the test sessions; its resampling also of the stop rule on validation.
+    """
+
+    dataset: Path
+    semantic: Path | None = None
+    seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
+    loops: int = Field(default=1, ge=1)
+    objective: Literal["contrast", "dpo"] = "contrast"
+    embed: EmbedConfig = EmbedConfig()
+    stage1: Section = Field(default_factory=dict)
+    baseline: Section = Field(default_factory=dict)
+    generate: Section = Field(default_factory=dict)
+    reward: Section = Field(default_factory=dict)
+    select: Section = Field(default_factory=dict)
+    alignment: Section = Field(default_factory=dict)
+    sft: Section = Field(default_factory=dict)
+    align: Section = Field(default_factory=dict)
+    stage3: Section = Field(default_factory=dict)
+    evaluation: EvaluationConfig = EvaluationConfig()
+
+    def save(self, path: Path) -> None:
+        """As YAML, with every null: in a section it may stand over a preset's value."""
+        values = self.model_dump(mode="json")
+        write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120).encode())
+
+    @model_validator(mode="after")
+    def _check(self) -> Self:
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ConfigError(where="seeds", required="different seeds", received=repr(self.seeds))
+        self.stage1_config(NOWHERE, seed=self.seeds[0])
+        self.baseline_config(seed=self.seeds[0])
+        self.recalibration_config(NOWHERE, NOWHERE, seed=self.seeds[0])
+        self.generate_config(NOWHERE)
+        self.reward_config(NOWHERE, NOWHERE)
+        self.select_config(NOWHERE)
+        self.sft_config(NOWHERE, NOWHERE)
+        self.align_config(NOWHERE, NOWHERE, NOWHERE)
+        return self
+
+    def baseline_config(self, *, seed: int) -> Stage1Config:
+        keys = {**self.stage1, "model": BASELINE_MODEL, **self.baseline}
+        return self._ranker("baseline", keys, latents=None, warm_start=None, seed=seed)
+
+    def stage1_config(self, latents: Path, *, seed: int) -> Stage1Config:
+        keys = {"model": RANKER_MODEL, **self.stage1}
+        return self._ranker("stage1", keys, latents=latents, warm_start=None, seed=seed)
+
+    def recalibration_config(self, latents: Path, warm_start: Path, *, seed: int) -> Stage1Config:
+        """Stage 3, and the control beside it. No early stop unless asked for: both take the same number of steps."""
+        epochs = self.stage3.get("epochs", RECALIBRATION_EPOCHS)
+        keys = {"model": RANKER_MODEL, **self.stage1, "epochs": epochs, "patience": epochs, **self.stage3}
+        return self._ranker("stage3", keys, latents=latents, warm_start=warm_start, seed=seed)
+
+    def _ranker(
+        self, section: str, keys: Section, *, latents: Path | None, warm_start: Path | None, seed: int
+    ) -> Stage1Config:
+        paths = {"dataset": self.dataset, "semantic": self.semantic, "latents": latents, "warm_start": warm_start}
+        return _filled(Stage1Config, section, keys, {**paths, "seed": seed})
+
+    def generate_config(self, latents: Path) -> GenerateConfig:
+        return _filled(GenerateConfig, "generate", self.generate, {"dataset": self.dataset, "latents": latents})
+
+    def reward_config(self, candidates: Path, ranker: Path) -> RewardConfig:
+        return _filled(RewardConfig, "reward", self.reward, {"candidates": candidates, "ranker": ranker})
+
+    def select_config(self, rewards: Path) -> SelectConfig:
+        return _filled(SelectConfig, "select", self.select, {"rewards": rewards})
+
+    def sft_config(self, selection: Path, latents: Path) -> AlignmentConfig:
+        """RG-SFT, from the reasoner of ``latents``."""
+        paths = {"selection": selection, "dataset": self.dataset, "latents": latents, "init": None}
+        return _filled(AlignmentConfig, "sft", {**self.alignment, **self.sft}, paths)
+
+    def align_config(self, selection: Path, latents: Path, init: Path) -> AlignmentConfig:
+        """RG-CL or RG-DPO, from the SFT run ``init``."""
+        paths = {"selection": selection, "dataset": self.dataset, "latents": latents, "init": init}
+        return _filled(AlignmentConfig, "align", {**self.alignment, **self.align}, paths)
+
+
+def _filled(cls: type[SectionT], section: str, keys: Section, filled: Mapping[str, Any]) -> SectionT:
+    """The step's configuration from a section and what the loop knows."""
+    own = sorted(set(keys) & set(filled))
+    if own:
+        required = f"no key {own[0]!r}: the loop fills it in"
+        raise ConfigError(where=f"section {section}", required=required, received=repr(keys[own[0]]))
+    return parse_config(cls, {**keys, **filled}, where=f"section {section}")
