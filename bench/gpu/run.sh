@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # Everything a GPU call measures, in one command that fits nine minutes:
 #
-#   device run:  bash bench/gpu/run.sh          rows come back in $OUT
-#   here:        bash bench/gpu/run.sh --dry    the control flow at tiny sizes, in Triton's interpreter
+#   on a GPU:   bash bench/gpu/run.sh          rows go to $OUT
+#   elsewhere:  bash bench/gpu/run.sh --dry    the control flow at tiny sizes, in Triton's interpreter
+#
+# PYTHON is the interpreter; without it .venv's, or python3 where there is no .venv.
 #
 # Correctness first; a wrong kernel ends the run before a time is taken. The machine has torch, Triton and numpy but not
 # this package: it is imported from the tree, through rgalign's links, and its C++ part is built if there is a compiler.
@@ -10,7 +12,9 @@ set -euo pipefail
 cd "$(dirname "$0")/../.."
 out=${OUT:-build/gpu}
 mkdir -p "$out"
-python=${PYTHON:-python3}
+venv=.venv/bin/python
+[[ -x $venv ]] || venv=python3
+python=${PYTHON:-$venv}
 export PYTHONPATH=$PWD PYTHONUNBUFFERED=1 OMP_WAIT_POLICY=PASSIVE
 if [[ ${1:-} == --dry ]]; then
   export TRITON_INTERPRET=1
