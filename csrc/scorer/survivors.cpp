@@ -1,4 +1,4 @@
-#include "scorer_survivors.h"
+#include "scorer/survivors.h"
 
 #include <algorithm>
 #include <functional>

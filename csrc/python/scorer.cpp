@@ -1,6 +1,5 @@
-// The only file that knows Python. It turns arrays into pointers and releases the GIL; it decides nothing.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
+#include "scorer/scorer.h"
+
 #include <pybind11/stl.h>
 
 #include <memory>
@@ -9,44 +8,11 @@
 #include <utility>
 #include <vector>
 
-#include "scorer.h"
-#include "scorer_index.h"
-#include "scorer_kernels.h"
-#include "topk.h"
-
-namespace py = pybind11;
+#include "python/arrays.h"
+#include "scorer/index.h"
+#include "scorer/kernels.h"
 
 namespace {
-
-using Scores = py::array_t<float, py::array::c_style>;
-using Rows = py::array_t<std::int64_t, py::array::c_style>;
-
-const char* name_of(rgalign::TopkFault::Kind kind) {
-  return kind == rgalign::TopkFault::Kind::kNanScore ? "nan_score" : "candidate_out_of_range";
-}
-
-// rgalign/topk.py is the checked face of this one: shapes, k and the number of threads are its word.
-py::tuple topk(const Scores& scores, py::ssize_t k, const std::optional<Rows>& candidates, std::size_t num_threads) {
-  rgalign::TopkInput input;
-  input.scores = scores.data();
-  input.num_sessions = scores.shape(0);
-  input.num_intents = scores.shape(1);
-  if (candidates) {
-    input.candidates = candidates->data();
-    input.num_candidates = candidates->shape(1);
-  }
-  Rows winner_rows({scores.shape(0), k});
-  Scores winner_scores({scores.shape(0), k});
-  const rgalign::TopkOutput output{winner_rows.mutable_data(), winner_scores.mutable_data(), k};
-
-  std::optional<rgalign::TopkFault> fault;
-  {
-    py::gil_scoped_release released;
-    fault = rgalign::topk(input, output, num_threads);
-  }
-  if (fault) return py::make_tuple(py::none(), py::none(), name_of(fault->kind), fault->session, fault->column);
-  return py::make_tuple(winner_rows, winner_scores, py::none(), 0, 0);
-}
 
 using Filters = py::array_t<std::uint64_t, py::array::c_style>;
 using FilterOf = py::array_t<std::int32_t, py::array::c_style>;
@@ -146,11 +112,7 @@ py::tuple score(const rgalign::ScorerIndex& index, const Scores& user, const std
 
 }  // namespace
 
-PYBIND11_MODULE(_C, module) {
-  module.doc() = "The C++ side of rgalign.";
-  module.def("topk", &topk, py::arg("scores").noconvert(), py::arg("k"), py::arg("candidates").noconvert(),
-             py::arg("num_threads"), "See rgalign.topk.topk.");
-
+void bind_scorer(py::module_& module) {
   py::class_<rgalign::ScorerIndex>(module, "ScorerIndex", "See rgalign.cpu_scorer.CpuIndex.")
       .def(py::init(&make_index), py::arg("rows").noconvert(), py::arg("int8"))
       .def_static("check", &check_index, py::arg("rows").noconvert())

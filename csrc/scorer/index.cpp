@@ -1,11 +1,11 @@
-#include "scorer_index.h"
+#include "scorer/index.h"
 
 #include <algorithm>
 #include <cmath>
 
-#include "float_environment.h"
-#include "rounding.h"
-#include "thread_pool.h"
+#include "base/float_environment.h"
+#include "base/rounding.h"
+#include "base/thread_pool.h"
 
 namespace rgalign {
 namespace {

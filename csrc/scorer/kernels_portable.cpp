@@ -2,7 +2,7 @@
 #include <cmath>
 #include <cstring>
 
-#include "scorer_kernels_impl.h"
+#include "scorer/kernels_impl.h"
 
 namespace rgalign {
 namespace {

@@ -5,8 +5,8 @@
 #include <optional>
 #include <vector>
 
-#include "scorer.h"
-#include "thread_pool.h"
+#include "base/thread_pool.h"
+#include "scorer/scorer.h"
 
 namespace rgalign {
 
@@ -33,7 +33,7 @@ struct QuantizedQuery {
   double scale = 1.0;
   // |score - scale * row_scale * (codes . row codes), as computed| <= per_norm * ||row|| + per_residual * ||row
   // residual||
-  // + kTinyError, with `score` the fp32 chain of scorer_kernels.h.
+  // + kTinyError, with `score` the fp32 chain of kernels.h.
   double per_norm = 0.0;
   double per_residual = 0.0;
   static constexpr double kTinyError = 1e-30;

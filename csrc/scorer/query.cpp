@@ -1,11 +1,11 @@
-#include "scorer_query.h"
+#include "scorer/query.h"
 
 #include <algorithm>
 #include <cmath>
 #include <cstring>
 
-#include "float_environment.h"
-#include "rounding.h"
+#include "base/float_environment.h"
+#include "base/rounding.h"
 
 namespace rgalign {
 namespace {

@@ -7,8 +7,8 @@
 #include <cstdint>
 #include <optional>
 
-#include "scorer_index.h"
-#include "scorer_kernels.h"
+#include "scorer/index.h"
+#include "scorer/kernels.h"
 
 namespace rgalign {
 

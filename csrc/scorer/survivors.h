@@ -6,9 +6,9 @@
 #include <cstdint>
 #include <vector>
 
-#include "scorer_index.h"
-#include "scorer_kernels.h"
-#include "winners.h"
+#include "scorer/index.h"
+#include "scorer/kernels.h"
+#include "topk/winners.h"
 
 namespace rgalign {
 

@@ -1,11 +1,11 @@
-// The catalogue as the CPU scorer reads it: rows in panels of 32 (scorer_kernels.h), packed once, then read-only.
+// The catalogue as the CPU scorer reads it: rows in panels of 32 (kernels.h), packed once, then read-only.
 #pragma once
 
 #include <cstdint>
 #include <optional>
 
-#include "large_array.h"
-#include "scorer_kernels.h"
+#include "base/large_array.h"
+#include "scorer/kernels.h"
 
 namespace rgalign {
 

@@ -13,7 +13,7 @@
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512vl,avx512vnni")
 #endif
 
-#include "scorer_kernels_impl.h"
+#include "scorer/kernels_impl.h"
 
 namespace rgalign {
 namespace {

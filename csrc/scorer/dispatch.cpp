@@ -1,4 +1,4 @@
-#include "scorer_kernels.h"
+#include "scorer/kernels.h"
 
 namespace rgalign {
 

@@ -12,7 +12,7 @@
 #pragma GCC target("avx2,fma")
 #endif
 
-#include "scorer_kernels_impl.h"
+#include "scorer/kernels_impl.h"
 
 namespace rgalign {
 namespace {
@@ -23,7 +23,7 @@ struct Avx2 {
   static constexpr int kPartVectors = 2;
   static constexpr int kSpan = 2;
   static constexpr int kQueryLevels = 63;
-  static_assert(2 * kQueryLevels * kMaxFourCodes < 1 << 15);  // scorer_kernels.h says why
+  static_assert(2 * kQueryLevels * kMaxFourCodes < 1 << 15);  // kernels.h says why
 
   using Float = __m256;
   using Int = __m256i;

@@ -1,11 +1,11 @@
-#include "topk.h"
+#include "topk/topk.h"
 
 #include <algorithm>
 #include <cmath>
 #include <thread>
 #include <vector>
 
-#include "winners.h"
+#include "topk/winners.h"
 
 namespace rgalign {
 namespace {

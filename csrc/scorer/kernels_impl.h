@@ -1,7 +1,7 @@
-// The loops of scorer_kernels.h over a type `Lanes` that names one instruction set's registers. Included by one .cpp
+// The loops of kernels.h over a type `Lanes` that names one instruction set's registers. Included by one .cpp
 // per set, after its `#pragma GCC target`; everything is in an unnamed namespace, so no set's code can be linked into
 // another's. No standard library code may be called here, for the same reason.
-#include "scorer_kernels.h"
+#include "scorer/kernels.h"
 
 namespace rgalign {
 namespace {
