@@ -55,7 +55,8 @@ def parse_config(
 
 
 def dump_config(config: BaseModel, path: Path) -> None:
-    values = config.model_dump(mode="json", exclude_none=True)
+    """As YAML, with every null: one may stand over a preset's value."""
+    values = config.model_dump(mode="json")
     write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120).encode())
 
 

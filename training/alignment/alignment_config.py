@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, model_validator
 
 from rgalign.config import Config
 from rgalign.errors import ConfigError
@@ -131,12 +131,15 @@ class AlignmentConfig(Config):
     state_cache: Path | None = None
     state_dtype: Literal["float32", "float16"] = "float32"
 
-    @model_validator(mode="before")
+    @model_validator(mode="wrap")
     @classmethod
-    def _fill(cls, values: Any) -> Any:
+    def _fill(cls, values: Any, validate: ModelWrapValidatorHandler[Self]) -> Self:
+        """The preset's values are defaults: ``model_fields_set`` has what was given, no more."""
         if not isinstance(values, dict):
-            return values
-        return {**PRESETS.get(values.get("preset", "paper"), {}), **values}
+            return validate(values)
+        config = validate({**PRESETS.get(values.get("preset", "paper"), {}), **values})
+        config.__pydantic_fields_set__.intersection_update(values)
+        return config
 
     @model_validator(mode="after")
     def _agree(self) -> Self:

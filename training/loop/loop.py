@@ -15,6 +15,7 @@ from typing import Any
 
 from accelerate.state import AcceleratorState
 
+from rgalign.config import dump_config
 from rgalign.errors import ConfigError, ProvenanceError
 from rgalign.training.loop.graph import steps
 from rgalign.training.loop.loop_config import LoopConfig
@@ -54,7 +55,7 @@ def run_loop(
     _require_loop(root)
     semantic = None if config.semantic is None else config.semantic.resolve()
     config = config.model_copy(update={"dataset": config.dataset.resolve(), "semantic": semantic})
-    config.save(root / CONFIG)
+    dump_config(config, root / CONFIG)
     outcomes: dict[str, Any] = {}
     folder = StepFolder(root)
     for step in steps(config, root, progress=progress):

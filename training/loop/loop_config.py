@@ -9,12 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
-import yaml
 from pydantic import Field, model_validator
 
 from rgalign.config import Config, parse_config
 from rgalign.errors import ConfigError
-from rgalign.files import write_atomic
 from rgalign.training.alignment.alignment_config import AlignmentConfig
 from rgalign.training.embed import EmbedConfig
 from rgalign.training.evaluate import EvaluationConfig
@@ -64,11 +62,6 @@ class LoopConfig(Config):
     align: Section = Field(default_factory=dict)
     stage3: Section = Field(default_factory=dict)
     evaluation: EvaluationConfig = EvaluationConfig()
-
-    def save(self, path: Path) -> None:
-        """As YAML, with every null: in a section it may stand over a preset's value."""
-        values = self.model_dump(mode="json")
-        write_atomic(path, yaml.safe_dump(values, sort_keys=False, allow_unicode=True, width=120).encode())
 
     @model_validator(mode="after")
     def _check(self) -> Self:

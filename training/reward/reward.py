@@ -247,6 +247,9 @@ def _stage1(config: RewardConfig, template: LoadedRanker) -> Stage1Config:
     if stage1.latents is None or template.latents is None:
         required = "a stage-1 run of a ranker with a query tower, trained on latent queries"
         raise ConfigError(where=str(config.ranker), required=required, received="one without latent queries")
+    if stage1.warm_start is not None:
+        required = "a ranker trained from scratch: weights that go on from others have seen every fold's clicks"
+        raise ConfigError(where=str(config.ranker), required=required, received=f"warm_start {stage1.warm_start}")
     return stage1
 
 

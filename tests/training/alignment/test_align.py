@@ -113,6 +113,8 @@ def test_dpo_has_its_own_rate_unless_one_is_given(alignment_place: Path, make_co
         0.01,
     )
     assert paper.for_objective("dpo").learning_rate == 1e-6
+    small = AlignmentConfig(**shared, preset="small_cpu")
+    assert (small.epochs, small.for_objective("dpo").epochs) == (3, 1)  # a preset's value is not a given one
     assert make_config().for_objective("dpo").learning_rate == 1e-3
 
 

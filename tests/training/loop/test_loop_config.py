@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from rgalign.config import load_config, parse_config
+from rgalign.config import dump_config, load_config, parse_config
 from rgalign.errors import ConfigError
 from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
 
@@ -47,7 +47,7 @@ def test_sections_lie_over_each_other(loop_values: Values) -> None:
 def test_a_null_over_a_preset_survives_the_file(loop_values: Values, tmp_path: Path) -> None:
     values = loop_values(alignment={"preset": "paper", "neftune_alpha": None, "upper_layers": 6})
     config = parse_config(LoopConfig, values, where="loop.yaml")
-    config.save(tmp_path / "config.yaml")
+    dump_config(config, tmp_path / "config.yaml")
     read = load_config(LoopConfig, tmp_path / "config.yaml")
     assert read == config
     assert read.sft_config(NOWHERE, NOWHERE).neftune_alpha is None

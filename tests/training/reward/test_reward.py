@@ -23,6 +23,7 @@ from rgalign.training.reward.reward import reward
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.reward.rewards_file import read_rewards
 from rgalign.training.stage1 import train_stage1
+from rgalign.training.stage1_config import Stage1Config
 
 
 def config(echo: Any, **changes: Any) -> RewardConfig:
@@ -136,6 +137,14 @@ def test_a_ranker_without_latent_queries_is_refused(echo: Any, tmp_path: Path, m
     plain = make_stage1(echo.dataset, None, epochs=1)
     train_stage1(plain, tmp_path / "ranker")
     with pytest.raises(ConfigError, match="ranker with a query tower"):
+        reward(config(echo, ranker=tmp_path / "ranker"), tmp_path / "out", progress=False)
+
+
+def test_a_warm_started_ranker_is_refused(echo: Any, tmp_path: Path) -> None:
+    shutil.copytree(echo.ranker, tmp_path / "ranker")
+    trained = load_config(Stage1Config, echo.ranker / "config.yaml")
+    dump_config(trained.model_copy(update={"warm_start": echo.ranker}), tmp_path / "ranker" / "config.yaml")
+    with pytest.raises(ConfigError, match="trained from scratch"):
         reward(config(echo, ranker=tmp_path / "ranker"), tmp_path / "out", progress=False)
 
 
