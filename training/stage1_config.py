@@ -13,7 +13,17 @@ from rgalign.training.optimiser import OptimiserConfig
 
 # What decides neither the weights nor the metrics; files are identified by their content instead.
 NOT_IDENTITY = frozenset(
-    {"dataset", "latents", "semantic", "warm_start", "memory_rows", "checkpoint_steps", "num_threads", "device"}
+    {
+        "dataset",
+        "latents",
+        "semantic",
+        "warm_start",
+        "without",
+        "memory_rows",
+        "checkpoint_steps",
+        "num_threads",
+        "device",
+    }
 )
 
 
@@ -27,6 +37,7 @@ class Stage1Config(Config):
         semantic: text vectors of the intents (``rgalign train hllm``); None judges intents by their ids.
         warm_start: finished run of the same ranker on the same training sessions whose weights training begins with
             (stage 3); its latent queries may be another reasoner's. None begins at random.
+        without: a selection (``rgalign train select``) whose sessions are left out, see used_sessions.py.
         batch_size: sessions a step, on each process.
         metric: of the validation sessions against their clicks; the weights of its best epoch are kept.
         patience: epochs without a better value before training stops.
@@ -41,6 +52,7 @@ class Stage1Config(Config):
     latents: Path | None = None
     semantic: Path | None = None
     warm_start: Path | None = None
+    without: Path | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     epochs: int = Field(default=20, ge=1)
     batch_size: int = Field(default=1024, ge=1)

@@ -13,6 +13,8 @@ from torch import Tensor
 from rgalign.data.dataset import Dataset
 from rgalign.data.encode import NumericStats, SessionEncoder
 from rgalign.errors import DataError
+from rgalign.files import sha256_file
+from rgalign.training.alignment.preferences import PREFERENCES
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import LoadedRanker
 from rgalign.training.semantic import load_semantic, read_provenance
@@ -26,6 +28,7 @@ from rgalign.training.sessions import (
     tables,
 )
 from rgalign.training.stage1_config import Stage1Config
+from rgalign.training.used_sessions import used_rows
 from rgalign.training.warm_start import load_warm_start
 
 FORMAT = 1
@@ -83,7 +86,9 @@ class Stage1Inputs:
             "latents": None if store is None else store.provenance,
             "semantic": semantic_hash,
         }
-        if config.warm_start is None:  # the key is left out: older runs do not have it
+        if config.without is not None:  # as with the warm start, the key is left out: older runs do not have it
+            identity["without"] = sha256_file(config.without / PREFERENCES)
+        if config.warm_start is None:
             return cls(config, dataset, store, semantic, identity)
         warm = load_warm_start(config.warm_start, config, store, identity)
         return cls(config, dataset, store, semantic, {**identity, "warm_start": warm.hash}, warm)
@@ -91,7 +96,7 @@ class Stage1Inputs:
     def encode(self) -> EncodedSessions:
         """Statistics and click counts come from the training sessions that are used, and from no others."""
         config, dataset = self.config, self.dataset
-        subset = evenly_spaced(dataset.num_rows("train"), config.max_train)
+        subset = used_rows(dataset, without=config.without, max_train=config.max_train)
 
         def train_tables(columns: list[str]) -> Iterator[pa.Table]:
             return tables(dataset, "train", columns, subset)

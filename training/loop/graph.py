@@ -105,6 +105,9 @@ def _round(
     yield reembed_step(reached.latents, loop, align, out(align), progress=progress)
     for step, before, store in ((reached.ranker, given.ranker, latents), (reached.control, given.control, out(EMBED))):
         warm = out(before)
-        configs = {seed: loop.recalibration_config(store, seed_run(warm, seed), seed=seed) for seed in loop.seeds}
+        configs = {
+            seed: loop.recalibration_config(store, seed_run(warm, seed), out(select), seed=seed) for seed in loop.seeds
+        }
         read = reached.latents if store == latents else EMBED
-        yield ranker_step(step, configs, (read, before), loop)
+        unaligned = (select,) if loop.recalibrate_on == "unaligned" else ()
+        yield ranker_step(step, configs, (read, before, *unaligned), loop)

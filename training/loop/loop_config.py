@@ -37,6 +37,8 @@ class LoopConfig(Config):
         seeds: of the rankers; the first one's configuration is that of the reward rankers.
         loops: rounds of alignment and recalibration at most; a further one begins only if the last was better.
         objective: what the reasoner is aligned with after SFT.
+        recalibrate_on: the training sessions of stage 3 and its control; ``unaligned`` leaves out those of the
+            selection, whose latent queries know their clicks.
         embed: of the reasoner that the loop begins with.
         stage1: keys of stage 1; the other rankers train with them too.
         baseline: laid over ``stage1`` for the baseline arm.
@@ -51,6 +53,7 @@ class LoopConfig(Config):
     seeds: tuple[int, ...] = Field(default=(0,), min_length=1)
     loops: int = Field(default=1, ge=1)
     objective: Literal["contrast", "dpo"] = "contrast"
+    recalibrate_on: Literal["all", "unaligned"] = "all"
     embed: EmbedConfig = EmbedConfig()
     stage1: Section = Field(default_factory=dict)
     baseline: Section = Field(default_factory=dict)
@@ -69,7 +72,7 @@ class LoopConfig(Config):
             raise ConfigError(where="seeds", required="different seeds", received=repr(self.seeds))
         self.stage1_config(NOWHERE, seed=self.seeds[0])
         self.baseline_config(seed=self.seeds[0])
-        self.recalibration_config(NOWHERE, NOWHERE, seed=self.seeds[0])
+        self.recalibration_config(NOWHERE, NOWHERE, NOWHERE, seed=self.seeds[0])
         self.generate_config(NOWHERE)
         self.reward_config(NOWHERE, NOWHERE)
         self.select_config(NOWHERE)
@@ -79,23 +82,32 @@ class LoopConfig(Config):
 
     def baseline_config(self, *, seed: int) -> Stage1Config:
         keys = {**self.stage1, "model": BASELINE_MODEL, **self.baseline}
-        return self._ranker("baseline", keys, latents=None, warm_start=None, seed=seed)
+        return self._ranker("baseline", keys, seed=seed)
 
     def stage1_config(self, latents: Path, *, seed: int) -> Stage1Config:
         keys = {"model": RANKER_MODEL, **self.stage1}
-        return self._ranker("stage1", keys, latents=latents, warm_start=None, seed=seed)
+        return self._ranker("stage1", keys, latents=latents, seed=seed)
 
-    def recalibration_config(self, latents: Path, warm_start: Path, *, seed: int) -> Stage1Config:
+    def recalibration_config(self, latents: Path, warm_start: Path, selection: Path, *, seed: int) -> Stage1Config:
         """Stage 3, and the control beside it. No early stop unless asked for: both take the same number of steps."""
+        without = selection if self.recalibrate_on == "unaligned" else None
         epochs = self.stage3.get("epochs", RECALIBRATION_EPOCHS)
         keys = {"model": RANKER_MODEL, **self.stage1, "epochs": epochs, "patience": epochs, **self.stage3}
-        return self._ranker("stage3", keys, latents=latents, warm_start=warm_start, seed=seed)
+        return self._ranker("stage3", keys, latents=latents, warm_start=warm_start, without=without, seed=seed)
 
     def _ranker(
-        self, section: str, keys: Section, *, latents: Path | None, warm_start: Path | None, seed: int
+        self,
+        section: str,
+        keys: Section,
+        *,
+        seed: int,
+        latents: Path | None = None,
+        warm_start: Path | None = None,
+        without: Path | None = None,
     ) -> Stage1Config:
-        paths = {"dataset": self.dataset, "semantic": self.semantic, "latents": latents, "warm_start": warm_start}
-        return _filled(Stage1Config, section, keys, {**paths, "seed": seed})
+        own = {"dataset": self.dataset, "semantic": self.semantic, "seed": seed}
+        steps = {"latents": latents, "warm_start": warm_start, "without": without}
+        return _filled(Stage1Config, section, keys, {**own, **steps})
 
     def generate_config(self, latents: Path) -> GenerateConfig:
         return _filled(GenerateConfig, "generate", self.generate, {"dataset": self.dataset, "latents": latents})

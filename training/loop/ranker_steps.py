@@ -58,7 +58,7 @@ def ranker_hashes(out: Path, seeds: Sequence[int]) -> dict[str, str]:
 
 def verdict_step(name: str, loop: LoopConfig, step: str, before: str, root: Path) -> Step:
     """Whether the rankers of ``step`` are better on the validation sessions than those of ``before``."""
-    metric = loop.recalibration_config(root, root, seed=loop.seeds[0]).metric
+    metric = loop.recalibration_config(root, root, root, seed=loop.seeds[0]).metric
     runs, runs_before = ([seed_run(root / each / OUT, seed) for seed in loop.seeds] for each in (step, before))
 
     def run(out: Path, on_step: OnStep | None) -> Mapping[str, Any]:

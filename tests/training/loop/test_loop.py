@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
@@ -196,6 +197,19 @@ def test_a_changed_key_does_anew_what_depends_on_it_and_nothing_else(loop_values
         f"round1/{name}" for name in ("align", "reembed", "stage3", "verdict")
     ] + ["evaluate"]
     assert states["round1/control"] == "done"
+
+
+def test_stage_3_and_its_control_may_leave_out_the_aligned_sessions(loop_values: Values, copied: Path) -> None:
+    watch = Watch()
+    go(loop_values(recalibrate_on="unaligned"), copied, watch)
+    assert watch.run == ["round1/stage3", "round1/control", "round1/verdict", "evaluate"]
+    selection = copied / "round1/select/out"
+    aligned = len(pq.read_table(selection / "preferences.parquet"))
+    for name in ("stage3", "control"):
+        run = copied / f"round1/{name}/out/seed0"
+        assert load_config(Stage1Config, run / "config.yaml").without == selection
+        used = 240 - aligned
+        assert 0 < read_json(run / "metrics.json")["steps"] == 2 * -(-used // 32) < 16
 
 
 def test_new_settings_of_the_reward_keep_the_fold_rankers_and_equal_rewards_end_it_there(

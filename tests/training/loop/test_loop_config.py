@@ -37,9 +37,11 @@ def test_sections_lie_over_each_other(loop_values: Values) -> None:
     config = parse_config(LoopConfig, values, where="loop.yaml")
     assert config.baseline_config(seed=3).model.model == "baseline"
     assert config.baseline_config(seed=3).batch_size == config.stage1_config(NOWHERE, seed=3).batch_size == 32
-    stage3 = config.recalibration_config(Path("new"), Path("old"), seed=3)
+    stage3 = config.recalibration_config(Path("new"), Path("old"), Path("chosen"), seed=3)
     assert (stage3.epochs, stage3.patience, stage3.seed) == (4, 4, 3)
-    assert (stage3.latents, stage3.warm_start) == (Path("new"), Path("old"))
+    assert (stage3.latents, stage3.warm_start, stage3.without) == (Path("new"), Path("old"), None)
+    unaligned = config.model_copy(update={"recalibrate_on": "unaligned"})
+    assert unaligned.recalibration_config(Path("new"), Path("old"), Path("chosen"), seed=3).without == Path("chosen")
     assert config.sft_config(NOWHERE, NOWHERE).epochs == 2
     assert config.align_config(NOWHERE, NOWHERE, NOWHERE).epochs == 1
 
