@@ -25,6 +25,7 @@ from rgalign.data.ragged import flat, lists, positions
 from rgalign.schema import GroupFeature
 from rgalign.topk import PADDING, topk
 from rgalign.training.teachers.click_history import NONE, ClickHistory, Ints
+from rgalign.training.teachers.likeliest import ranked
 from rgalign.training.teachers.phrasing import question
 from rgalign.training.teachers.teacher import Answer, Context, Name
 
@@ -38,6 +39,7 @@ class NeighbourConfig(Config):
     """Nearest neighbours.
 
     Args:
+        rank: which intent is asked for: 1 the one with most votes, 2 the next. Several ranks are several candidates.
         neighbours: how many earlier sessions vote.
         max_history: only so many sessions before a step are compared, so that the time grows with the sessions and not
             with their square.
@@ -45,6 +47,7 @@ class NeighbourConfig(Config):
 
     kind: Literal["neighbour"]
     name: Name = "neighbour"
+    rank: int = Field(default=1, ge=1)
     neighbours: int = Field(default=30, ge=1)
     max_history: int = Field(default=20_000, ge=1)
 
@@ -59,6 +62,7 @@ class NeighbourTeacher:
         self.config = config
         self.identity: Mapping[str, Any] = {
             "kind": "neighbour",
+            "rank": config.rank,
             "neighbours": config.neighbours,
             "max_history": config.max_history,
             "log": dataset.fingerprint("train"),
@@ -75,7 +79,7 @@ class NeighbourTeacher:
             yield place, Answer(question(self._dataset.catalog, intent)) if known else Answer(failure="no history yet")
 
     def predict(self, rows: Ints) -> Ints:
-        """[n] the likeliest intent of some rows of the split, NONE where nothing earlier was clicked."""
+        """[n] the intent of the configured rank for some rows of the split, NONE where too few were clicked."""
         history = ClickHistory.of(self._dataset, self._split)
         values = SessionValues.of(self._dataset, self._split)
         num_train = len(history.clicked.lengths)
@@ -92,7 +96,7 @@ class NeighbourTeacher:
             clicks = history.clicked.values[: history.starts[int(step) * STEP]]
             popularity = np.bincount(clicks, minlength=history.num_intents) / max(1, len(clicks))
             votes = _votes(similar, first, history, self.config.neighbours) + POPULARITY * popularity
-            intents[here] = np.where(votes.any(axis=1), votes.argmax(axis=1), NONE)
+            intents[here] = ranked(votes, self.config.rank)
         return intents
 
 

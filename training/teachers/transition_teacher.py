@@ -19,15 +19,22 @@ from pydantic import Field
 from rgalign.config import Config
 from rgalign.data.dataset import Dataset
 from rgalign.training.teachers.click_history import NONE, ClickHistory, Ints, last_known_intent
+from rgalign.training.teachers.likeliest import ranked
 from rgalign.training.teachers.phrasing import question
 from rgalign.training.teachers.teacher import Answer, Context, Name
 
 
 class TransitionConfig(Config):
-    """Args: smoothing: m, in clicks."""
+    """The likeliest next intent.
+
+    Args:
+        rank: which intent is asked for: 1 the likeliest, 2 the next. Several ranks are several candidates.
+        smoothing: m, in clicks.
+    """
 
     kind: Literal["transition"]
     name: Name = "transition"
+    rank: int = Field(default=1, ge=1)
     smoothing: float = Field(default=5.0, gt=0)
 
 
@@ -40,10 +47,11 @@ class TransitionTeacher:
         self.name = config.name
         self.identity: Mapping[str, Any] = {
             "kind": "transition",
+            "rank": config.rank,
             "smoothing": config.smoothing,
             "log": dataset.fingerprint("train"),
         }
-        self._dataset, self._split, self._smoothing = dataset, split, config.smoothing
+        self._dataset, self._split, self._config = dataset, split, config
 
     def reads(self, context: Context) -> str:
         return f"{self._split}/{context.session_id}"
@@ -55,13 +63,13 @@ class TransitionTeacher:
             yield place, Answer(question(self._dataset.catalog, intent)) if known else Answer(failure="no history yet")
 
     def predict(self, rows: Ints) -> Ints:
-        """[n] the likeliest intent of some rows of the split, NONE before the first click."""
+        """[n] the intent of the configured rank for some rows of the split, NONE before so many were clicked."""
         history = ClickHistory.of(self._dataset, self._split)
         state = last_known_intent(self._dataset, self._split, history)
         region = _regions(self._dataset, self._split)
         num_train = len(history.clicked.lengths)
         train_state = state if self._split == "train" else _train_states(self._dataset)
-        counts = _Counts(history.num_intents, int(region.max(initial=-1)) + 1, self._smoothing)
+        counts = _Counts(history.num_intents, int(region.max(initial=-1)) + 1, self._config.smoothing)
         intents = np.full(len(rows), NONE, np.int64)
         seen = 0
         starts = history.starts
@@ -74,7 +82,7 @@ class TransitionTeacher:
                 counts.add(history.clicked.values[clicks], train_state[sessions], region[:num_train][sessions])
                 seen = upto
             asked = row if self._split == "train" else num_train + row
-            intents[place] = counts.likeliest(int(state[row]), int(region[asked]))
+            intents[place] = ranked(counts.shares(int(state[row]), int(region[asked]))[None], self._config.rank)[0]
         return intents
 
 
@@ -92,12 +100,12 @@ class _Counts:
         np.add.at(self.region, (region, clicked), 1)
         np.add.at(self.state, (state, clicked), 1)
 
-    def likeliest(self, state: int, region: int) -> int:
+    def shares(self, state: int, region: int) -> NDArray[np.float64]:
+        """[N] p(i | s); zeros before the first click."""
         clicks = self.total.sum()
         if not clicks:
-            return NONE
-        share = self._smoothed(self.region[region], self.total / clicks)
-        return int(self._smoothed(self.state[state], share).argmax())
+            return self.total
+        return self._smoothed(self.state[state], self._smoothed(self.region[region], self.total / clicks))
 
     def _smoothed(self, counts: NDArray[np.float32], coarser: NDArray[np.float64]) -> NDArray[np.float64]:
         shares: NDArray[np.float64] = (counts + self.smoothing * coarser) / (counts.sum() + self.smoothing)

@@ -76,6 +76,21 @@ def test_they_beat_the_most_popular_intent(name: str, service: Dataset) -> None:
         assert (np.array(predicted(name, service, split)) == truth).mean() > popular + 0.1
 
 
+@pytest.mark.parametrize("make", [NeighbourTeacher, TransitionTeacher])
+def test_the_next_rank_is_another_intent_and_hits_less_often(make: Any, service: Dataset) -> None:
+    clicked = service.table("train", ["clicked"]).column("clicked").to_pylist()
+    truth = np.array([service.catalog.rows[each[0]] for each in clicked])
+    kind = "neighbour" if make is NeighbourTeacher else "transition"
+    config = NeighbourConfig if make is NeighbourTeacher else TransitionConfig
+    ranks = [make(config(kind=kind, rank=rank), service, "train").predict(np.arange(600)) for rank in (1, 2, 99)]
+    known = (ranks[0] != NONE) & (ranks[1] != NONE)
+    assert known.mean() > 0.9
+    assert (ranks[0] != ranks[1])[known].all()
+    hits = [(truth == rank)[known].mean() for rank in ranks[:2]]
+    assert hits[0] > hits[1] > 0.02
+    assert (ranks[2] == NONE).all()
+
+
 @pytest.mark.parametrize("name", list(MAKERS))
 def test_validation_sessions_read_training_clicks_only(
     name: str, tmp_path: Path, make_service: Callable[..., Dataset], make_sessions: Callable[..., Rows]
