@@ -125,6 +125,10 @@ class PromptEncoder:
             arrays.append(ids if fits else _array(self._plain.encode(pieces(self._fitted(each)))))
         return arrays
 
+    def encode_texts(self, texts: Sequence[str]) -> list[NDArray[np.int32]]:
+        """Token ids of texts that stand in the slots' place, cleaned as values are; no control token comes of them."""
+        return [_array([ids]) for ids in self._plain.encode([clean(text) for text in texts])]
+
     def full_ids(self, slot_ids: NDArray[np.int32]) -> NDArray[np.int32]:
         """The whole prompt, [P + T + S] int32."""
         return np.concatenate((self._prefix, slot_ids, self._suffix), dtype=np.int32)

@@ -99,7 +99,7 @@ def embed_control(
         embedder = TfidfControl(distinct_prompts(dataset, "train", encoder))
         provenance["fitted_on"] = [dataset.fingerprint("train"), model_fingerprint(config.model)]
     store = LatentStore.create(out, {**provenance, "dim": embedder.dim})
-    return fill_store(store, dataset, encoder, embedder, splits=splits, progress=progress)
+    return fill_store(store, dataset, encoder, embedder, splits=splits, titles=config.titles, progress=progress)
 
 
 def distinct_prompts(dataset: Dataset, split: str, encoder: PromptEncoder) -> list[TokenIds]:

@@ -29,6 +29,7 @@ from rgalign.reasoner.hf import HFReasoner, Pooling
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import DEFAULT_MODEL
 from rgalign.training.latents import LatentStore, prompt_digest
+from rgalign.training.title_latents import TEXTS, title_prompts
 
 CHUNK_PROMPTS = 256  # what an interrupted run loses at most
 VERBALIZE_ROWS = 4096
@@ -44,6 +45,7 @@ class EmbedConfig(Config):
         model: ``smollm2``, a directory, a GGUF file or a hub name.
         pooling: ``ltp`` the last prompt token's state; ``mean``, ``eos``: other states; ``external``: the model decodes
             a question of at most ``max_new_tokens``, which ``sentence_encoder`` turns into the vector.
+        titles: the intents' own words too, see title_latents.py; for rankers with ``loss.title_weight``.
         max_batch_tokens: new tokens of one forward pass.
     """
 
@@ -55,6 +57,7 @@ class EmbedConfig(Config):
     pooling: Pooling | Literal["external"] = "ltp"
     sentence_encoder: str = "minilm"
     max_new_tokens: int = 24
+    titles: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     store_dtype: Literal["float32", "float16"] = "float32"
     max_batch_tokens: int = 256
@@ -138,7 +141,16 @@ def embed_dataset(
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     store = LatentStore.create(out, store_provenance(reasoner, encoder, config))
     dump_config(config, out / EMBED_CONFIG)
-    return fill_store(store, dataset, encoder, reasoner, config.store_dtype, splits=splits, progress=progress)
+    return fill_store(
+        store,
+        dataset,
+        encoder,
+        reasoner,
+        config.store_dtype,
+        splits=splits,
+        titles=config.titles,
+        progress=progress,
+    )
 
 
 def fill_store(
@@ -149,9 +161,10 @@ def fill_store(
     store_dtype: str = "float32",
     *,
     splits: Iterable[str] = SPLITS,
+    titles: bool = False,
     progress: bool = True,
 ) -> EmbedReport:
-    """Computes what the store lacks of the dataset's splits, and writes each split's map."""
+    """Computes what the store lacks of the dataset's splits (and titles), and writes their maps."""
     report = EmbedReport(provenance=store.provenance)
     columns = (
         TextColumn("{task.description}"),
@@ -162,6 +175,10 @@ def fill_store(
         TimeRemainingColumn(),
     )
     with Progress(*columns, disable=not progress) as bar:
+        if titles and not store.has_titles(dataset.catalog):
+            texts = title_prompts(dataset.catalog, encoder)
+            found = _embed_shard(store, texts, encoder, embedder, store_dtype, report, bar, "intent titles")
+            store.write_titles(dataset.catalog, found.reshape(-1, TEXTS))
         for split in splits:
             if not dataset.shards(split) or store.has_map(dataset, split):
                 continue
@@ -197,25 +214,58 @@ def _embed_shard(
     label: str,
 ) -> npt.NDArray[np.int64]:
     """Store rows of one shard's sessions."""
-    prefix = np.asarray(encoder.prefix_ids, dtype=np.int32)
+    task = bar.add_task(label, total=0, rate="")
+
+    def advance(count: int) -> None:
+        bar.advance(task, count)
+        bar.update(task, rate=f"{bar.tasks[task].speed or 0.0:.1f} prompts/s")
+
+    def begin(total: int) -> None:
+        bar.update(task, total=total)
+
+    filled = embed_prompts(store, prompts, encoder.prefix_ids, embedder, store_dtype, begin=begin, advance=advance)
+    report.seconds += filled.seconds
+    report.distinct_prompts += len(filled.embedded)
+    report.prompt_tokens += sum(len(ids) + len(encoder.prefix_ids) for ids in filled.embedded)
+    return filled.rows
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Args: rows: [n] of the store, of each prompt. embedded: prompts that were not there. seconds: spent on them."""
+
+    rows: npt.NDArray[np.int64]
+    embedded: list[TokenIds]
+    seconds: float
+
+
+def embed_prompts(
+    store: LatentStore,
+    prompts: Sequence[TokenIds],
+    prefix_ids: Sequence[int],
+    embedder: Embedder,
+    store_dtype: str,
+    *,
+    begin: Callable[[int], None],
+    advance: Callable[[int], None],
+) -> Filled:
+    """Computes the vectors that the store lacks, chunk by chunk, in the order in which prompts share most.
+
+    Args:
+        prompts: below the constant prefix.
+        begin, advance: for a progress bar: how many will be computed, and how many more are done.
+    """
+    prefix = np.asarray(prefix_ids, dtype=np.int32)
     digests = [prompt_digest(np.concatenate([prefix, ids])) for ids in prompts]
     missing = {digest: ids for digest, ids in zip(digests, prompts, strict=True) if digest not in store.known}
     order = sorted(missing, key=lambda digest: missing[digest].astype(">u4").tobytes())
-    task = bar.add_task(label, total=len(order), rate="")
+    begin(len(order))
+    seconds = 0.0
     for start in range(0, len(order), CHUNK_PROMPTS):
         chunk = order[start : start + CHUNK_PROMPTS]
         began = time.perf_counter()
-
-        def advance(count: int) -> None:
-            bar.advance(task, count)
-            speed = bar.tasks[task].speed or 0.0
-            bar.update(task, rate=f"{speed:.1f} prompts/s")
-
-        latents = embedder.embed(
-            [missing[digest] for digest in chunk], prefix_ids=encoder.prefix_ids, on_prompts=advance
-        )
-        report.seconds += time.perf_counter() - began
+        latents = embedder.embed([missing[digest] for digest in chunk], prefix_ids=prefix_ids, on_prompts=advance)
+        seconds += time.perf_counter() - began
         store.append(chunk, latents.numpy().astype(store_dtype))
-        report.distinct_prompts += len(chunk)
-        report.prompt_tokens += sum(len(missing[digest]) + len(prefix) for digest in chunk)
-    return np.array([store.known[digest] for digest in digests], dtype=np.int64)
+    rows = np.array([store.known[digest] for digest in digests], dtype=np.int64)
+    return Filled(rows, [missing[digest] for digest in order], seconds)

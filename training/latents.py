@@ -5,6 +5,7 @@
       chunks/00000.npy                 [n, D] float32 or float16, memory-mapped
       chunks/00000.digests.npy         [n, 16] uint8
       maps/<dataset fingerprint>.npy   [rows of a split] int64: row of the store of each session, in shard order
+      maps/titles-<catalogue>.npy      [N, T] int64: rows of the texts of each intent (title_latents.py)
 
 Sessions with equal prompts share a row, over splits and over datasets. A chunk is written whole or not at all, so an
 interrupted run goes on at the first prompt that has no vector.
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ProvenanceError
 from rgalign.files import atomic_path, read_json, sha256_json, write_json
+from rgalign.intents import IntentCatalog
 from rgalign.reasoner.prefix_tree import TokenIds
 
 DIGEST_BYTES = 16
@@ -125,6 +127,28 @@ class LatentStore:
     def _map_file(self, dataset: Dataset, split: str) -> Path:
         key = sha256_json([dataset.fingerprint(split), dataset.schema.hash, dataset.catalog.hash])
         return self.path / "maps" / f"{key[:32]}.npy"
+
+    def write_titles(self, catalog: IntentCatalog, rows: npt.NDArray[np.int64]) -> None:
+        with atomic_path(self._titles_file(catalog)) as temporary, open(temporary, "wb") as stream:
+            np.save(stream, rows)
+
+    def has_titles(self, catalog: IntentCatalog) -> bool:
+        return self._titles_file(catalog).is_file()
+
+    def titles(self, catalog: IntentCatalog) -> npt.NDArray[np.int64]:
+        """[N, T] rows of the store.
+
+        Raises:
+            ProvenanceError: the catalogue's words were not embedded into this store.
+        """
+        if not self.has_titles(catalog):
+            required = "latent queries of the intents' titles (`rgalign embed --set titles=true`)"
+            raise ProvenanceError(where=str(self.path), required=required, received="none of this catalogue")
+        rows: npt.NDArray[np.int64] = np.load(self._titles_file(catalog), allow_pickle=False)
+        return rows
+
+    def _titles_file(self, catalog: IntentCatalog) -> Path:
+        return self.path / "maps" / f"titles-{catalog.hash[:32]}.npy"
 
     def shard_rows(self, dataset: Dataset, split: str, shard_name: str) -> npt.NDArray[np.int64]:
         """The part of :meth:`rows` that belongs to one shard."""

@@ -119,6 +119,8 @@ class Stage1:
             ranker.load_state_dict(self.inputs.warm_start.ranker.state_dict())
         # After the warm start's weights: the statistics are of this run's latent queries, whichever reasoner's.
         ranker.set_statistics(self.data.clicks, self.data.latent_sample)
+        if self.data.titles is not None:
+            ranker.set_titles(self.data.titles)
         return ranker
 
     def _resume(self) -> None:

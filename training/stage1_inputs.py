@@ -42,6 +42,7 @@ class EncodedSessions:
     Args:
         clicks: [N] clicks of each intent among the training sessions.
         latent_sample: [n, D] latent queries of training sessions, None without a store.
+        titles: [N, T, D] latent queries of the intents' own words, None unless the loss asks for them.
         unknown: what the encoder found outside the vocabularies, of the splits held in memory.
     """
 
@@ -50,6 +51,7 @@ class EncodedSessions:
     encoder: SessionEncoder
     clicks: Tensor
     latent_sample: Tensor | None
+    titles: Tensor | None
     unknown: dict[str, int]
 
 
@@ -113,8 +115,16 @@ class Stage1Inputs:
             encoder=encoder,
             clicks=click_counts(train_tables(["clicked"]), dataset.catalog),
             latent_sample=None if latents["train"] is None else self._sample(latents["train"], subset),
+            titles=self._titles(),
             unknown=dict(encoder.counters),
         )
+
+    def _titles(self) -> Tensor | None:
+        model = self.config.model
+        if self.store is None or not model.loss.title_weight:
+            return None
+        rows = self.store.titles(self.dataset.catalog)
+        return torch.from_numpy(self.store.take(rows.ravel())).view(*rows.shape, -1)
 
     def _latents(self, split: str) -> Latents | None:
         return None if self.store is None else Latents(self.store, self.dataset, split)

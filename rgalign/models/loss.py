@@ -40,6 +40,8 @@ class LossConfig(Config):
         mask_unseen: intents without a click in training are no competitors on whole-catalogue lists.
         part_weight: the user part and the query part are each trained to rank alone too, with this weight. One loss
             on their sum lets the part that fits the training sessions sooner do the other's work.
+        title_weight: the query part is trained to rank an intent first for the intent's own words, with this weight,
+            so that the ranker can judge words it is given (stage 2). Needs latent queries of the titles.
     """
 
     list_axis: Literal["candidates", "batch"] = "candidates"
@@ -52,6 +54,7 @@ class LossConfig(Config):
     logq_correction: bool = True
     mask_unseen: bool = True
     part_weight: float = Field(default=0.0, ge=0)
+    title_weight: float = Field(default=0.0, ge=0)
 
 
 @dataclass(frozen=True)

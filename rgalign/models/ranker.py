@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from rgalign.data.batch import SessionBatch
 from rgalign.errors import DataError
@@ -85,6 +86,7 @@ class Ranker(nn.Module):
         else:
             self.register_buffer("fixed_omega", start)
         self.learnable_omega = learnable_omega
+        self._titles: Tensor | None = None
 
     @property
     def omega(self) -> Tensor:
@@ -103,6 +105,10 @@ class Ranker(nn.Module):
         self.intent_tower.fields.seen.copy_(clicks > 0)  # type: ignore[union-attr, operator]
         if self.query_tower is not None and latents is not None:
             self.query_tower.set_statistics(latents)
+
+    def set_titles(self, titles: Tensor) -> None:
+        """Latent queries of the intents' own words [N, T, D], which ``loss.title_weight`` trains on."""
+        self._titles = titles
 
     def user(self, batch: SessionBatch) -> Tensor:
         """û: [B, d] unit vectors."""
@@ -140,8 +146,8 @@ class Ranker(nn.Module):
 
     def loss(self, batch: SessionBatch, *, epoch: int = 0) -> Loss:
         """Loss of a batch; ``epoch`` counts from 0 and switches the confidence weights on."""
-        user, query = self.user(batch), self._query(batch)
-        scores = self._score(user, query, self.intents())
+        user, query, intents = self.user(batch), self._query(batch), self.intents()
+        scores = self._score(user, query, intents)
         lists = self.lists(scores.total, batch)
         divergence = listwise_kl(lists, self.loss_config.target)
         valid = lists.has_click.float()
@@ -150,12 +156,13 @@ class Ranker(nn.Module):
         rank = divergence.sum() / count
         if query is not None and self.loss_config.part_weight:
             divergence = divergence + self.loss_config.part_weight * self._part_divergence(scores, batch)
+        titles = self.loss_config.title_weight * self._title_loss(intents, len(batch))
         if self.confidence is None:
-            total = divergence.sum() / count
+            total = divergence.sum() / count + titles
             return Loss(total, rank.detach(), torch.zeros_like(rank), torch.ones_like(valid), num_lists)
         agreement = Agreement.of(lists)
         weights, penalty = self.confidence(user, query, batch.categorical, agreement, epoch=epoch)
-        total = (weights * divergence).sum() / count + penalty
+        total = (weights * divergence).sum() / count + penalty + titles
         return Loss(total, rank.detach(), penalty.detach(), weights, num_lists)
 
     def _part_divergence(self, scores: Scores, batch: SessionBatch) -> Tensor:
@@ -163,6 +170,16 @@ class Ranker(nn.Module):
         parts = (scores.user_part / self.omega, scores.query_part / (1 - self.omega))
         first, second = (listwise_kl(self.lists(part, batch), self.loss_config.target) for part in parts)
         return first + second
+
+    def _title_loss(self, intents: Tensor, count: int) -> Tensor:
+        """Cross-entropy of the own intent for ``count`` drawn titles, over the whole catalogue; 0 without titles."""
+        if self._titles is None or not self.loss_config.title_weight:
+            return intents.new_zeros(())
+        num_intents, num_texts, _ = self._titles.shape
+        drawn = torch.randint(num_intents, (count,))
+        titles = self._titles[drawn, torch.randint(num_texts, (count,))].to(intents)
+        logits = self.lists.scale() * (self.query(titles) @ intents.T).float()
+        return functional.cross_entropy(logits, drawn.to(logits.device))
 
     def forward(self, batch: SessionBatch, *, epoch: int = 0) -> Loss:
         """The loss: what DistributedDataParallel and accelerate wrap."""

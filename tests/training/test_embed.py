@@ -23,6 +23,7 @@ from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.schema import CategoricalFeature, FeatureSchema
 from rgalign.training import embed
 from rgalign.training.latents import LatentStore
+from rgalign.training.title_latents import TEXTS, title_prompts, title_texts
 
 ENTRIES = ["orders", "refunds", "account", "search", "wallet"]
 DIM = 4
@@ -135,3 +136,22 @@ def test_a_dataset_that_changed_is_not_served_old_rows(tmp_path: Path) -> None:
 def test_no_store_says_how_to_make_one(tmp_path: Path) -> None:
     with pytest.raises(ProvenanceError, match="rgalign embed"):
         LatentStore.open(tmp_path / "nothing")
+
+
+def test_the_intents_words_are_embedded_once_for_all_datasets_of_a_catalogue(tmp_path: Path) -> None:
+    store, embedder = LatentStore.create(tmp_path / "store", {"dim": DIM}), CountingEmbedder()
+    first, second = (make_dataset(tmp_path / name, ENTRIES) for name in ("first", "second"))
+    with pytest.raises(ProvenanceError, match="titles=true"):
+        store.titles(first.catalog)
+    for dataset in (first, second):
+        encoder = make_encoder(dataset)
+        embed.fill_store(store, dataset, encoder, embedder, splits=["train"], titles=True, progress=False)
+    rows = store.titles(second.catalog)
+    assert rows.shape == (2, TEXTS)
+    texts = title_texts(first.catalog)
+    assert texts[0] == "where is it"
+    assert all("pay me back" in text for text in texts[TEXTS:])
+    prompts = title_prompts(first.catalog, make_encoder(first))
+    found = store.take(rows.ravel())
+    assert found[:, 2].tolist() == [len(ids) for ids in prompts]
+    assert len(embedder.seen) == len(set(embedder.seen)) == len(ENTRIES) + len({ids.tobytes() for ids in prompts})

@@ -41,12 +41,14 @@ class ContrastConfig(Config):
     """RG-CL.
 
     Args:
+        space: cosines of states as they are, as published, or of ``standardized`` ones (contrast_space.py).
         tau: temperature.
         weight, causal_weight: of the contrastive and of the causal language-model term.
         bank: frozen chosen-query embeddings that are negatives in every step; 0 has the batch's own alone.
         false_negative_cosine: two chosen queries nearer than this are no negatives of each other.
     """
 
+    space: Literal["standardized", "raw"] = "standardized"
     tau: Positive = 0.05
     weight: float = Field(1.0, ge=0)
     causal_weight: float = Field(0.01, ge=0)

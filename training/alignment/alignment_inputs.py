@@ -18,6 +18,7 @@ from rgalign.training.alignment.policy import model_reference
 from rgalign.training.alignment.preferences import Preferences, read_preferences
 from rgalign.training.alignment.tokenised import TokenisedSession, tokenise
 from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, prompt_encoder
+from rgalign.training.latents import LatentStore
 
 FORMAT = 1
 
@@ -105,8 +106,11 @@ class AlignmentInputs:
             required = f"targets of the reasoner itself ({hidden_size} wide)"
             raise ProvenanceError(where="targets", required=required, received=f"{targets.shape[1]} wide")
         rows = [session.row for session in trained]
-        config = self.config
-        return ContrastTargets(targets, self.preferences.items, rows, config.contrast, seed=config.seed)
+        config, items = self.config, self.preferences.items
+        store = LatentStore.open(config.latents)
+        sessions = store.rows(self.dataset, self.preferences.split)
+        latents = store.take(sessions[[items[row].split_row for row in rows]])
+        return ContrastTargets(targets, latents, items, rows, config.contrast, seed=config.seed)
 
     def _held_out(self, sessions: list[TokenisedSession]) -> set[int]:
         """Rows chosen by a hash of the session's id: the same for every objective and seed."""

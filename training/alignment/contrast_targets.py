@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from rgalign.training.alignment.alignment_config import ContrastConfig
+from rgalign.training.alignment.contrast_space import Space
 from rgalign.training.alignment.losses import contrastive_loss
 from rgalign.training.alignment.preferences import Preference
 
@@ -27,6 +28,7 @@ class ContrastTargets:
 
     Args:
         targets: [N, D] in the order of ``items``.
+        latents: [n, D] frozen latent queries of trained sessions, for ``space: standardized``.
         trained: rows that the bank may be drawn from.
         seed: of the bank.
     """
@@ -34,6 +36,7 @@ class ContrastTargets:
     def __init__(
         self,
         targets: NDArray[np.float32],
+        latents: NDArray[np.float32],
         items: Sequence[Preference],
         trained: Sequence[int],
         config: ContrastConfig,
@@ -41,7 +44,10 @@ class ContrastTargets:
         seed: int,
     ) -> None:
         self.config = config
-        self.targets = torch.from_numpy(np.array(targets, np.float32))
+        given = torch.from_numpy(np.array(targets, np.float32))
+        standardized = config.space == "standardized"
+        self.space = Space.of(torch.from_numpy(latents)) if standardized else Space.raw(given.shape[1])
+        self.targets = Space.of(given[list(trained)])(given) if standardized else given
         texts = {text: number for number, text in enumerate(dict.fromkeys(item.chosen for item in items))}
         self.text = torch.tensor([texts[item.chosen] for item in items])
         self.clicked = _table([item.clicked for item in items])
@@ -59,7 +65,7 @@ class ContrastTargets:
         others = torch.unique(torch.cat([step_rows.cpu(), self.bank]))
         own = self.targets[rows].to(latents)
         return contrastive_loss(
-            latents,
+            self.space(latents),
             own,
             self.targets[others].to(latents),
             self.masked(rows, others).to(latents.device),
@@ -67,8 +73,10 @@ class ContrastTargets:
         )
 
     def cosine(self, latents: Tensor, rows: Tensor) -> Tensor:
-        """[B] cos(h, e+), in float32."""
-        return functional.cosine_similarity(latents.detach().float().cpu(), self.targets[rows.cpu()], dim=-1)
+        """[B] cos(h, e+) in the loss's space, in float32."""
+        return functional.cosine_similarity(
+            self.space(latents.detach().float().cpu()), self.targets[rows.cpu()], dim=-1
+        )
 
     def masked(self, rows: Tensor, others: Tensor) -> Tensor:
         """[B, S] True where the other session asks the same: equal text, a shared click, or nearly equal targets."""

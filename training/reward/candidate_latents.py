@@ -16,8 +16,8 @@ from rgalign.errors import ConfigError
 from rgalign.prompt import PromptEncoder
 from rgalign.reasoner.hf import HFReasoner
 from rgalign.reasoner.prefix_tree import TokenIds
-from rgalign.training.embed import CHUNK_PROMPTS, EmbedConfig, load_reasoner, prompt_encoder, store_provenance
-from rgalign.training.latents import LatentStore, prompt_digest
+from rgalign.training.embed import EmbedConfig, embed_prompts, load_reasoner, prompt_encoder, store_provenance
+from rgalign.training.latents import LatentStore
 from rgalign.training.reward.candidate_prompts import computed_tokens
 
 Ints = NDArray[np.int64]
@@ -48,7 +48,6 @@ class CandidateEmbedder:
         self.reasoner, self.encoder, self.store = reasoner, encoder, store
         self.counts = TokenCounts()
         self._dtype = dtype
-        self._prefix = np.asarray(encoder.prefix_ids, np.int32)
 
     @classmethod
     def load(
@@ -76,21 +75,20 @@ class CandidateEmbedder:
 
     def rows(self, prompts: Sequence[TokenIds], *, label: str, progress: bool) -> Ints:
         """Row of the store of each prompt (below the constant prefix); what is missing is computed."""
-        digests = [prompt_digest(np.concatenate([self._prefix, ids])) for ids in prompts]
-        missing = {key: ids for key, ids in zip(digests, prompts, strict=True) if key not in self.store.known}
-        order = sorted(missing, key=lambda key: missing[key].astype(">u4").tobytes())
-        self.counts.asked += len(prompts)
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
         with Progress(*columns, TimeRemainingColumn(), disable=not progress) as bar:
-            task = bar.add_task(label, total=len(order))
-            for start in range(0, len(order), CHUNK_PROMPTS):
-                chunk = order[start : start + CHUNK_PROMPTS]
-                self._embed(chunk, [missing[key] for key in chunk], lambda count: bar.advance(task, count))
-        return np.array([self.store.known[key] for key in digests], np.int64)
-
-    def _embed(self, digests: list[bytes], prompts: list[TokenIds], advance: Any) -> None:
-        latents = self.reasoner.embed(prompts, prefix_ids=self.encoder.prefix_ids, on_prompts=advance)
-        self.store.append(digests, latents.numpy().astype(self._dtype))
-        self.counts.embedded += len(prompts)
-        self.counts.prompt_tokens += sum(map(len, prompts))
-        self.counts.computed_tokens += computed_tokens(prompts)
+            task = bar.add_task(label, total=0)
+            filled = embed_prompts(
+                self.store,
+                prompts,
+                self.encoder.prefix_ids,
+                self.reasoner,
+                self._dtype,
+                begin=lambda total: bar.update(task, total=total),
+                advance=lambda count: bar.advance(task, count),
+            )
+        self.counts.asked += len(prompts)
+        self.counts.embedded += len(filled.embedded)
+        self.counts.prompt_tokens += sum(map(len, filled.embedded))
+        self.counts.computed_tokens += computed_tokens(filled.embedded)
+        return filled.rows

@@ -76,5 +76,5 @@ class CandidatePrompts:
 def computed_tokens(prompts: Sequence[TokenIds]) -> int:
     """Tokens left to compute when equal beginnings are computed once (prefix_tree.py), the constant prefix aside."""
     ordered = sorted(prompts, key=lambda ids: ids.astype(">u4").tobytes())
-    shared = [0, *(common_length(left, right) for left, right in pairwise(ordered))]
-    return sum(len(ids) - common for ids, common in zip(ordered, shared, strict=True))
+    shared = sum(common_length(left, right) for left, right in pairwise(ordered))
+    return sum(map(len, ordered)) - shared

@@ -16,13 +16,13 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rgalign.chat_format import PromptTemplate
-from rgalign.config import dump_config, parse_config
+from rgalign.config import parse_config
 from rgalign.data.dataset import Dataset, DatasetWriter
 from rgalign.files import write_json
 from rgalign.intents import IntentCatalog
 from rgalign.schema import CategoricalFeature, FeatureSchema
 from rgalign.training.alignment.alignment_config import AlignmentConfig
-from rgalign.training.embed import EMBED_CONFIG, EmbedConfig
+from rgalign.training.embed import EmbedConfig, embed_dataset
 
 HIDDEN = 32
 SESSIONS = 40
@@ -149,9 +149,8 @@ def alignment_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("alignment")
     write_model(place / "model")
     write_dataset(place / "data")
-    (place / "latents").mkdir()
     embedding = EmbedConfig(model=str(place / "model"), template=SHORT, max_batch_tokens=64)
-    dump_config(embedding, place / "latents" / EMBED_CONFIG)
+    embed_dataset(Dataset.open(place / "data"), place / "latents", embedding, progress=False)
     write_selection(place / "selection", selection_rows())
     return place
 

@@ -155,9 +155,29 @@ def test_false_negatives_are_masked() -> None:
         Preference(row, row, f"s{row}", text, (), clicked)
         for row, (text, clicked) in enumerate(zip(words, clicks, strict=True))
     ]
-    made = ContrastTargets(targets, items, [0, 1, 2, 3, 4], ContrastConfig(), seed=0)
+    made = ContrastTargets(targets, targets, items, [0, 1, 2, 3, 4], ContrastConfig(space="raw"), seed=0)
     # itself; nearly the same direction; a shared click; a real negative; the same text
     assert made.masked(torch.tensor([0]), torch.arange(5)).tolist() == [[True, True, True, False, True]]
+
+
+def test_states_with_a_common_part_are_told_apart_in_the_standardised_space() -> None:
+    rng = np.random.default_rng(0)
+    directions = rng.normal(size=(30, 16)).astype(np.float32)
+    common = 100 * np.ones(16, np.float32)
+    items = [Preference(row, row, f"s{row}", f"q{row}", (), (row,)) for row in range(30)]
+    rows = torch.arange(30)
+    losses = {}
+    for space in ("raw", "standardized"):
+        config = ContrastConfig(space=space)
+        # Latent queries say the same as their targets, in other units and around another mean.
+        latents = 3 * directions - 2 * common
+        made = ContrastTargets(directions + common, latents, items, range(30), config, seed=0)
+        losses[space] = made.loss(torch.from_numpy(latents), rows, rows).mean()
+        if space == "standardized":
+            assert made.cosine(torch.from_numpy(latents), rows).min() > 0.999
+            assert not made.masked(rows, rows)[~torch.eye(30, dtype=torch.bool)].any()
+    assert losses["standardized"] < 0.01
+    assert losses["raw"] == 0  # every negative has a cosine above 0.99 and is taken for a false one
 
 
 def _changed(rows: Rows, **changes: Any) -> Rows:
