@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from rgalign.data.dataset import Dataset, DatasetWriter
 from rgalign.intents import IntentCatalog
@@ -166,3 +168,18 @@ def stage1_values(small_dataset: Dataset, small_latents: LatentStore) -> Callabl
         return {**plain, **changes}
 
     return values
+
+
+@pytest.fixture(scope="session")
+def byte_tokenizer() -> Callable[..., PreTrainedTokenizerFast]:
+    """(control tokens, eos, pad) -> a tokenizer whose tokens are bytes, and its control tokens."""
+
+    def make(*control: str, eos: str, pad: str | None = None) -> PreTrainedTokenizerFast:
+        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+        tokenizer = Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
+        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+        tokenizer.decoder = decoders.ByteLevel()
+        tokenizer.add_special_tokens([AddedToken(text, special=True) for text in control])
+        return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=eos, pad_token=pad)
+
+    return make

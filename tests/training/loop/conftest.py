@@ -16,7 +16,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rgalign.chat_format import PromptTemplate
@@ -57,17 +56,11 @@ def write_sessions(path: Path) -> Dataset:
     return Dataset.open(path)
 
 
-def write_reasoner(path: Path) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in ("<|im_start|>", "<|im_end|>")])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|im_start|>")
-    fast.save_pretrained(path)
+def write_reasoner(path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    tokenizer.save_pretrained(path)
     torch.manual_seed(0)
     config = Qwen3Config(
-        vocab_size=len(tokenizer.get_vocab()),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=48,
         num_hidden_layers=2,
@@ -77,7 +70,7 @@ def write_reasoner(path: Path) -> Path:
         max_position_embeddings=512,
         initializer_range=0.3,
         tie_word_embeddings=True,
-        eos_token_id=fast.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     Qwen3ForCausalLM(config).save_pretrained(path)
     return path
@@ -96,12 +89,16 @@ def write_replay(path: Path, dataset: Dataset) -> Path:
 
 
 @pytest.fixture(scope="session")
-def loop_values(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., dict[str, Any]]:
+def loop_values(
+    tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Callable[..., PreTrainedTokenizerFast]
+) -> Callable[..., dict[str, Any]]:
     """Values of a LoopConfig; keyword arguments replace keys of sections (dicts) or whole keys."""
     place = tmp_path_factory.mktemp("loop")
     dataset = write_sessions(place / "data")
     replay = write_replay(place / "said.jsonl", dataset)
-    model = write_reasoner(place / "model")
+    model = write_reasoner(
+        place / "model", byte_tokenizer("<|im_start|>", "<|im_end|>", eos="<|im_end|>", pad="<|im_start|>")
+    )
 
     def values(**changes: Any) -> dict[str, Any]:
         plain: dict[str, Any] = {

@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rgalign.chat_format import PromptTemplate
@@ -72,25 +71,18 @@ def write_echo(
     return Dataset.open(path)
 
 
-def write_tiny_model(path: Path) -> Path:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    control = ["<|im_start|>", "<|im_end|>"]
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in control])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=control[1], pad_token=control[0])
-    fast.save_pretrained(path)
+def write_tiny_model(path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    tokenizer.save_pretrained(path)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer.get_vocab()),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
         initializer_range=0.3,
-        eos_token_id=fast.eos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
@@ -126,10 +118,12 @@ def make_stage1() -> Callable[..., Stage1Config]:
 
 
 @pytest.fixture(scope="session")
-def echo(tmp_path_factory: pytest.TempPathFactory) -> Echo:
+def echo(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Callable[..., PreTrainedTokenizerFast]) -> Echo:
     path = tmp_path_factory.mktemp("echo")
     dataset = write_echo(path / "data")
-    model = write_tiny_model(path / "model")
+    model = write_tiny_model(
+        path / "model", byte_tokenizer("<|im_start|>", "<|im_end|>", eos="<|im_end|>", pad="<|im_start|>")
+    )
     embedding = EmbedConfig(model=str(model), template=TEMPLATE)
     embed_dataset(dataset, path / "latents", embedding, splits=["train", "valid"], progress=False)
     train_stage1(stage1_config(dataset, path / "latents"), path / "ranker")

@@ -18,7 +18,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from rgalign.data.dataset import Dataset, DatasetWriter
@@ -220,27 +219,19 @@ def contexts(service: Dataset) -> list[Context]:
     return list(found.values())[:6]
 
 
+MakeTokenizer = Callable[..., PreTrainedTokenizerFast]
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
 
-def write_tiny_model(path: Path, *, chat: bool = True) -> Path:
-    """A random two-layer Llama that reads bytes; with ``chat`` its tokenizer knows ChatML."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE({char: place for place, char in enumerate(alphabet)}, []))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    control = ["<|im_start|>", "<|im_end|>"] if chat else ["<pad>", "</s>"]
-    tokenizer.add_special_tokens([AddedToken(text, special=True) for text in control])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=control[1], pad_token=control[0])
-    if chat:
-        fast.chat_template = CHAT_TEMPLATE
-    fast.save_pretrained(path)
+def write_tiny_model(path: Path, tokenizer: PreTrainedTokenizerFast) -> Path:
+    """A random two-layer Llama."""
+    tokenizer.save_pretrained(path)
     torch.manual_seed(0)
     config = LlamaConfig(
-        vocab_size=len(tokenizer.get_vocab()),
+        vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
         num_hidden_layers=2,
@@ -249,18 +240,21 @@ def write_tiny_model(path: Path, *, chat: bool = True) -> Path:
         max_position_embeddings=4096,
         initializer_range=0.3,  # so that what comes first decides what is written
         bos_token_id=None,
-        eos_token_id=fast.eos_token_id,
-        pad_token_id=fast.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(path)
     return path
 
 
 @pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: MakeTokenizer) -> Path:
+    tokenizer = byte_tokenizer("<|im_start|>", "<|im_end|>", eos="<|im_end|>", pad="<|im_start|>")
+    tokenizer.chat_template = CHAT_TEMPLATE
+    return write_tiny_model(tmp_path_factory.mktemp("tiny") / "model", tokenizer)
 
 
 @pytest.fixture(scope="session")
-def chatless_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tiny_model(tmp_path_factory.mktemp("chatless") / "model", chat=False)
+def chatless_model(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: MakeTokenizer) -> Path:
+    tokenizer = byte_tokenizer("<pad>", "</s>", eos="</s>", pad="<pad>")
+    return write_tiny_model(tmp_path_factory.mktemp("chatless") / "model", tokenizer)
