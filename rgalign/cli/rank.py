@@ -23,6 +23,8 @@ def embed(
         Literal["random", "tfidf"] | None, typer.Option(help="Vectors of a control instead of the reasoner's.")
     ] = None,
     like: Annotated[Path | None, typer.Option(help="With --control: the reasoner's latent queries.")] = None,
+    ray: Annotated[int, typer.Option(help="Compute with so many Ray actors (RAY_ADDRESS: on that cluster).")] = 0,
+    ray_gpus: Annotated[float, typer.Option(help="With --ray: GPUs of each actor.")] = 0.0,
 ) -> None:
     """Compute the latent query of every session (equal prompts once; interrupted runs go on).
 
@@ -35,6 +37,7 @@ def embed(
     from rgalign.errors import ConfigError
     from rgalign.training.controls import embed_control
     from rgalign.training.embed import EmbedConfig, embed_dataset
+    from rgalign.training.ray_embedder import RayActors
 
     overrides = [*(set_ or ()), *([f"model={model}"] if model else [])]
     settings = load_config(EmbedConfig, config, overrides)
@@ -44,7 +47,8 @@ def embed(
     if control is not None and like is not None:
         report = embed_control(opened, out, control, settings, like=like)
     else:
-        report = embed_dataset(opened, out, settings)
+        actors = RayActors(ray, ray_gpus) if ray else None
+        report = embed_dataset(opened, out, settings, actors=actors)
     print_values(
         {
             "sessions": report.sessions,
