@@ -34,6 +34,7 @@ ALIGNED_SHARE = 0.5  # of the training sessions
 PROBE_PROMPTS = 24
 MIN_SESSIONS, MAX_SESSIONS = 300, 8000
 EXAMPLES = 3
+LOSS = {"mask_unseen": False, "part_weight": 0.5, "title_weight": 1.0}
 TEACHERS = ("transition", "neighbour")
 
 
@@ -74,7 +75,7 @@ def demo_loop(dataset: Dataset, out: Path, embedding: EmbedConfig) -> LoopConfig
         dataset=dataset.path,
         semantic=out / "semantic",
         embed=embedding,
-        stage1={"batch_size": 128, "model": {"model": "qe_rec", "loss": {"part_weight": 0.5, "title_weight": 1.0}}},
+        stage1={"batch_size": 128, "model": {"model": "qe_rec", "loss": LOSS}},
         generate={"max_sessions": int(dataset.num_rows("train") * ALIGNED_SHARE), "teachers": list(teachers)},
         reward={"folds": 2},
         select={"strategy": "V1"},

@@ -53,13 +53,23 @@ def reembed(
     embedding = given.model_copy(update={"model": str(run_dir / MODEL)})
     opened = Dataset.open(dataset or config.dataset)
     rounded = config.state_dtype != "float32"  # such vectors would not be those of the model alone
-    if config.tuning != "upper" or embedding.pooling == "external" or embedding.dtype != "float32" or rounded:
+    plain = embedding.pooling != "external" and embedding.dtype == "float32" and embedding.backend == "hf"
+    if config.tuning != "upper" or rounded or not plain:
         return embed_dataset(opened, out, embedding, splits=splits, progress=progress)
     reasoner = cached_reasoner(config, embedding)
     encoder = prompt_encoder(embedding, reasoner.tokenizer, opened)
     store = LatentStore.create(out, store_provenance(reasoner, encoder, embedding))
     dump_config(embedding, out / EMBED_CONFIG)
-    return fill_store(store, opened, encoder, reasoner, embedding.store_dtype, splits=splits, progress=progress)
+    return fill_store(
+        store,
+        opened,
+        encoder,
+        reasoner,
+        embedding.store_dtype,
+        splits=splits,
+        titles=embedding.titles,
+        progress=progress,
+    )
 
 
 def cached_reasoner(config: AlignmentConfig, embedding: EmbedConfig) -> UpperReasoner:

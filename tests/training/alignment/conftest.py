@@ -149,7 +149,7 @@ def alignment_place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("alignment")
     write_model(place / "model")
     write_dataset(place / "data")
-    embedding = EmbedConfig(model=str(place / "model"), template=SHORT, max_batch_tokens=64)
+    embedding = EmbedConfig(model=str(place / "model"), template=SHORT, max_batch_tokens=64, titles=True)
     embed_dataset(Dataset.open(place / "data"), place / "latents", embedding, progress=False)
     write_selection(place / "selection", selection_rows())
     return place

@@ -72,6 +72,8 @@ def test_only_upper_layers_change_and_the_checkpoint_embeds_the_same_from_cache(
         expected = whole.take(whole.rows(data, split))
         np.testing.assert_allclose(cached.take(cached.rows(data, split)), expected, atol=2e-5)
         assert expected.std() > 0.1
+    words, expected = (store.take(store.titles(data.catalog).ravel()) for store in (cached, whole))
+    np.testing.assert_allclose(words, expected, atol=2e-5)
 
 
 def test_dpo_starts_at_ln_2_and_widens_the_margin(make_config: Make, tmp_path: Path) -> None:
