@@ -33,7 +33,7 @@ help:
 	@echo '  make check   ruff, mypy --strict, clang-format, typos: what CI and pre-commit ask for'
 	@echo '  make format  let ruff and clang-format rewrite the code'
 	@echo '  make bench   measure throughput; rows go to bench/results/'
-	@echo '  make soak    10,000 index swaps under scoring, 10 kills of a loop; summaries go to bench/results/'
+	@echo '  make soak    index swaps, kills of a loop, overload of the batcher, at full size; summaries go to bench/results/'
 	@echo '  make docs    build the documentation into build/docs'
 	@echo '  make clean   remove build outputs and caches (.venv, runs and downloads stay)'
 	@echo
@@ -80,6 +80,8 @@ soak: $(READY)
 	$(VENV)/bin/python -m rgalign.bench.index_swaps $(ARGS)
 	RGALIGN_LOOP_KILLS=10 RGALIGN_LOOP_KILLS_OUT=bench/results/loop_kills.json \
 		$(VENV)/bin/python -m pytest -q tests/training/loop/test_kills.py
+	$(VENV)/bin/python -m rgalign.bench.batcher overload --seconds 60
+	$(VENV)/bin/python -m rgalign.bench.batcher hung
 
 bench: $(READY)
 	$(VENV)/bin/python -m rgalign.bench.throughput $(ARGS)

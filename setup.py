@@ -16,6 +16,7 @@ ROOT = Path(__file__).parent.resolve()
 
 PACKAGES = [
     "rgalign",
+    "rgalign.batcher",
     "rgalign.bench",
     "rgalign.bench.gpu",
     "rgalign.cli",
@@ -25,13 +26,16 @@ PACKAGES = [
     "rgalign.index",
     "rgalign.kernels",
     "rgalign.metrics",
+    "rgalign.metrics.online",
     "rgalign.models",
     "rgalign.reasoner",
+    "rgalign.reasoner.engine",
     "rgalign.training",
     "rgalign.training.alignment",
     "rgalign.training.loop",
     "rgalign.training.reward",
     "rgalign.training.selection",
+    "rgalign.training.tables",
     "rgalign.training.teachers",
 ]
 

@@ -1,7 +1,10 @@
 """The compiled extension (csrc/bindings.cpp). `rgalign.topk` and `rgalign.cpu_scorer` check its arguments."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 max_index_dim: int
 max_index_magnitude: float
@@ -36,3 +39,79 @@ def score(
     tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
     | tuple[str, int]
 ): ...
+
+class Batcher:
+    def __init__(
+        self,
+        *,
+        max_rows: int,
+        max_tokens: int,
+        max_request_tokens: int,
+        padded: bool,
+        token_buckets: Sequence[int],
+        row_buckets: Sequence[int],
+        max_waste: float,
+        max_passes: int,
+        max_queue: int,
+        queue_limit: int,
+        deadline_ms: float,
+        slack_ms: float,
+        max_per_client: int,
+        bulk_every: int,
+        num_workers: int,
+        pad_token: int,
+        first_position: int,
+    ) -> None: ...
+    @property
+    def forked(self) -> bool: ...
+    def submit(
+        self, tag: int, token_ids: ArrayLike, deadline_ms: float, client: int, bulk: bool
+    ) -> int | tuple[int, float] | None: ...
+    def cancel(self, request: int) -> bool: ...
+    def take(
+        self, worker: int, token_ids: NDArray[np.int32], positions: NDArray[np.int32], cu_seqlens: NDArray[np.int32]
+    ) -> tuple[list[int], tuple[int, int, int, int, int]] | None: ...
+    def repack(
+        self,
+        worker: int,
+        first: int,
+        last: int,
+        token_ids: NDArray[np.int32],
+        positions: NDArray[np.int32],
+        cu_seqlens: NDArray[np.int32],
+    ) -> tuple[int, int, int, int, int]: ...
+    def finish(self, worker: int, outcomes: NDArray[np.uint8]) -> list[bool]: ...
+    def wait_answers(self) -> list[tuple[int, int]] | None: ...
+    def close(self, drain_ms: float) -> None: ...
+    def counters(self) -> dict[str, Any]: ...
+
+class EngineModel:
+    def __init__(
+        self,
+        shape: dict[str, Any],
+        embed_bf16: NDArray[np.uint16] | None,
+        embed_fp32: NDArray[np.float32] | None,
+        final_norm: NDArray[np.float32],
+        inverse_frequencies: NDArray[np.float32],
+    ) -> None: ...
+    def add_layer(self, layer: dict[str, Any]) -> None: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+class EngineSession:
+    def __init__(self, model: EngineModel, num_threads: int, instructions: str) -> None: ...
+    def set_prefix(self, token_ids: NDArray[np.int32]) -> None: ...
+    def forward(
+        self,
+        hidden: int,
+        token_ids: NDArray[np.int32],
+        depths: NDArray[np.int32],
+        given: NDArray[np.int32],
+        segments: NDArray[np.int32],
+        runs: NDArray[np.int32],
+        last: NDArray[np.int32],
+    ) -> NDArray[np.float32]: ...
+    @property
+    def num_bytes(self) -> int: ...
+
+def engine_instruction_sets() -> list[str]: ...

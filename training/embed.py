@@ -24,6 +24,9 @@ from rgalign.data.dataset import SPLITS, Dataset, read_shard
 from rgalign.files import sha256_json
 from rgalign.models.text_encoder import SentenceEncoder
 from rgalign.prompt import PromptEncoder
+from rgalign.reasoner.engine.offline import engine_beside
+from rgalign.reasoner.engine.quantize import EngineDtype
+from rgalign.reasoner.engine.reasoner import EngineReasoner
 from rgalign.reasoner.external import ExternalReasoner
 from rgalign.reasoner.hf import HFReasoner, Pooling
 from rgalign.reasoner.prefix_tree import TokenIds
@@ -48,6 +51,8 @@ class EmbedConfig(Config):
             a question of at most ``max_new_tokens``, which ``sentence_encoder`` turns into the vector.
         titles: the intents' own words too, see title_latents.py; for rankers with ``loss.title_weight``.
         max_batch_tokens: new tokens of one forward pass.
+        backend: ``hf`` the definition, or ``engine``: rgalign's own on a CPU, built once into the store's directory in
+            ``engine_dtype``; its vectors are another provenance.
     """
 
     model: str = DEFAULT_MODEL
@@ -63,9 +68,11 @@ class EmbedConfig(Config):
     store_dtype: Literal["float32", "float16"] = "float32"
     max_batch_tokens: int = 256
     device: str = "cpu"
+    backend: Literal["hf", "engine"] = "hf"
+    engine_dtype: EngineDtype = "fp32"
 
 
-Reasoner = HFReasoner | ExternalReasoner
+Reasoner = HFReasoner | ExternalReasoner | EngineReasoner
 
 
 class Embedder(Protocol):
@@ -95,7 +102,12 @@ class EmbedReport:
         return self.prompt_tokens / self.seconds if self.seconds else 0.0
 
 
-def load_reasoner(config: EmbedConfig) -> Reasoner:
+def load_reasoner(config: EmbedConfig, store: Path | None = None) -> Reasoner:
+    """``store``: the directory that an engine is built into, else the cache."""
+    if config.backend == "engine":
+        return engine_beside(
+            store, config.model, config.engine_dtype, pooling=config.pooling, max_batch_tokens=config.max_batch_tokens
+        )
     external = config.pooling == "external"
     reasoner = HFReasoner.from_pretrained(
         config.model,
@@ -148,7 +160,7 @@ def embed_dataset(
     Args:
         actors: compute with Ray; None computes here.
     """
-    reasoner = load_reasoner(config)
+    reasoner = load_reasoner(config, out)
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     store = LatentStore.create(out, store_provenance(reasoner, encoder, config))
     dump_config(config, out / EMBED_CONFIG)

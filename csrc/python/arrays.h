@@ -14,3 +14,5 @@ using Rows = py::array_t<std::int64_t, py::array::c_style>;
 // One part of `rgalign._C` each.
 void bind_topk(py::module_& module);
 void bind_scorer(py::module_& module);
+void bind_batcher(py::module_& module);
+void bind_engine(py::module_& module);

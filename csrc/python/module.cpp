@@ -5,4 +5,6 @@ PYBIND11_MODULE(_C, module) {
   module.doc() = "The C++ side of rgalign.";
   bind_topk(module);
   bind_scorer(module);
+  bind_batcher(module);
+  bind_engine(module);
 }

@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.console import Console
 
-from rgalign.cli import data, index, rank, train
+from rgalign.cli import data, engine, index, rank, tables, train
 from rgalign.errors import RgalignError
 
 HELP = """Predict the service intent a user came for, before they type.
@@ -32,6 +32,8 @@ app.add_typer(data.app, name="data")
 app.add_typer(rank.app)
 app.add_typer(train.app, name="train")
 app.add_typer(index.app, name="index")
+app.add_typer(engine.app, name="engine")
+app.add_typer(tables.app)
 
 
 def main() -> None:

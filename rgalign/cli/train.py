@@ -184,12 +184,13 @@ def train_all(out: Out, config: ConfigFile = None, set_: Overrides = None) -> No
 
 @app.command("status")
 def train_status(
-    run: Annotated[Path, typer.Argument(help="The run directory of `rgalign train all`.", show_default=False)],
+    run: Annotated[Path, typer.Argument(help="A run of `train all`, or of `rgalign tables`.", show_default=False)],
 ) -> None:
-    """The steps of a closed loop: state, time, size on disk, and what comes next."""
+    """The steps of a closed loop or of tables: state, time, size on disk, and what comes next."""
     from rgalign.training.loop.status import loop_status, status_table
+    from rgalign.training.tables.tables_status import is_tables, tables_status
 
-    console.print(status_table(loop_status(run)))
+    console.print(status_table(tables_status(run) if is_tables(run) else loop_status(run)))
 
 
 def _align(

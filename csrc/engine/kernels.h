@@ -1,0 +1,98 @@
+// What a decoder's forward pass is made of, once per instruction set: matrix products with their epilogues, norm,
+// quantisation, rotary embedding and attention. Every set gives the same bits, and a row's bits do not depend on what
+// is computed beside it: each output is one chain of additions in the order of the inner dimension.
+#pragma once
+
+#include <cstdint>
+
+namespace rgalign::engine {
+
+constexpr int kPanel = 16;    // columns of a matrix that lie side by side
+constexpr int kTileRows = 6;  // rows computed together
+constexpr int kHalf = 8;      // a gate-up panel holds 8 columns of the gate, then the same 8 of up
+
+// What becomes of a product v, after scales and bias.
+enum class Epilogue {
+  kStore,   // out = v
+  kAdd,     // out += v: the residual stream
+  kSwiglu,  // out = gate / (1 + exp(-gate)) * up; half as many columns
+};
+
+// A weight [out, in] in panels of 16 output channels: fp32 [panel][in][16], or int8 [panel][in / 2][16][2], padded with
+// zeros to whole panels and an even `in`.
+struct Panels {
+  const float* fp32;
+  const std::int8_t* int8;
+  const float* scales;  // [panels * 16] of the int8 codes
+  const float* bias;    // [panels * 16] or null
+  std::int64_t in;      // padded
+};
+
+struct Product {
+  Panels weight;
+  std::int64_t first_panel, last_panel;  // which of them
+  std::int64_t num_rows;
+  const float* rows;          // fp32: [num_rows][row_stride]
+  const std::int16_t* codes;  // int8: [num_rows][row_stride], in 16 bits whatever their number of levels
+  const float* row_scales;    // int8: [num_rows]
+  std::int64_t row_stride;
+  Epilogue epilogue;
+  float* out;  // of column 0 of first_panel
+  std::int64_t out_stride;
+};
+
+// Consecutive positions of the key-value store.
+struct Run {
+  std::int32_t begin, end;
+};
+
+// One key-value head, for rows that share all keys but their own last ones. Keys are [position / 16][head_dim][16],
+// values [position][value_stride].
+struct Attention {
+  const float* keys;
+  const float* values;
+  std::int64_t value_stride;
+  std::int64_t head_dim;
+  float scale;
+  const Run* runs;  // in sequence order; the last one is the rows' own
+  std::int64_t num_runs;
+  std::int64_t num_keys;  // in all runs
+  std::int64_t num_rows;  // at most kTileRows
+  const float* queries[kTileRows];
+  std::int64_t visible[kTileRows];  // keys that a row sees, of num_keys
+  float* out[kTileRows];            // [head_dim] each
+  float* scores;                    // scratch [kTileRows][score_stride]
+  std::int64_t score_stride;        // at least num_keys rounded up to 8
+};
+
+struct Kernels {
+  const char* name;
+  void (*matmul_fp32)(const Product& product);
+  // (float(sum of code products) * row scale) * channel scale; the sum is exact.
+  void (*matmul_int8)(const Product& product);
+  // out = weight * in / sqrt(mean(in^2) + eps); n is a multiple of 8. `out` may be `in`.
+  void (*rms_norm)(const float* in, const float* weight, std::int64_t n, float eps, float* out);
+  // codes = round(in * levels / max|in|), ties to even; returns max|in| / levels. n is a multiple of 8.
+  float (*quantize)(const float* in, std::int64_t n, int levels, std::int16_t* codes);
+  // Rotates the pairs (i, i + half) of one head; half is a multiple of 8.
+  void (*rotate)(float* head, const float* cosines, const float* sines, std::int64_t half);
+  void (*attend)(const Attention& task);
+  // For tests of its stated error: exp of 8 numbers, relative error below 2e-7 within [-87, 88].
+  void (*exp8)(const float* in, float* out);
+};
+
+enum class InstructionSet { kPortable, kAvx2, kAvx512 };
+
+// Null where this build or this CPU does not have the set.
+const Kernels* kernels_of(InstructionSet set);
+const Kernels& best_kernels();
+
+namespace detail {
+extern const Kernels portable_kernels;
+#if defined(__x86_64__)
+extern const Kernels avx2_kernels;
+extern const Kernels avx512_kernels;
+#endif
+}  // namespace detail
+
+}  // namespace rgalign::engine

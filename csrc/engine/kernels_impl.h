@@ -1,0 +1,326 @@
+// The loops of kernels.h over a type `Lanes` that names one instruction set's registers: `Wide` for matrix products,
+// eight lanes (`Eight`) for all that adds up within a row, so that its order is the same everywhere. Included by one
+// .cpp per set, after its `#pragma GCC target`; unnamed namespace and no standard library, so that no set's code can be
+// linked into another's.
+#include "engine/kernels.h"
+
+namespace rgalign::engine {
+namespace {
+
+// ---- products -------------------------------------------------------------------------------------------------------
+
+// c[r][0 .. V * width) (+)= sum over k of a[r][k] * b[k * b_stride + ..]
+template <class Lanes, int R, int V>
+inline void tile_fp32(const float* const* a, const float* b, std::int64_t b_stride, std::int64_t inner, float* c,
+                      std::int64_t c_stride, bool add) {
+  typename Lanes::Wide sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      sums[r][v] = add ? Lanes::load_wide(c + r * c_stride + v * Lanes::kWide) : Lanes::zero_wide();
+    }
+  }
+  const float* rows[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) rows[r] = a[r];
+  for (std::int64_t k = 0; k < inner; ++k) {
+    typename Lanes::Wide columns[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) columns[v] = Lanes::load_wide(b + v * Lanes::kWide);
+    b += b_stride;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const auto value = Lanes::broadcast_wide(rows[r] + k);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[r][v] = Lanes::fma_wide(value, columns[v], sums[r][v]);
+    }
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) Lanes::store_wide(c + r * c_stride + v * Lanes::kWide, sums[r][v]);
+  }
+}
+
+template <class Lanes, int V>
+inline void tile_fp32_rows(int num_rows, const float* const* a, const float* b, std::int64_t b_stride,
+                           std::int64_t inner, float* c, std::int64_t c_stride, bool add) {
+  switch (num_rows) {
+    case 1:
+      return tile_fp32<Lanes, 1, V>(a, b, b_stride, inner, c, c_stride, add);
+    case 2:
+      return tile_fp32<Lanes, 2, V>(a, b, b_stride, inner, c, c_stride, add);
+    case 3:
+      return tile_fp32<Lanes, 3, V>(a, b, b_stride, inner, c, c_stride, add);
+    case 4:
+      return tile_fp32<Lanes, 4, V>(a, b, b_stride, inner, c, c_stride, add);
+    case 5:
+      return tile_fp32<Lanes, 5, V>(a, b, b_stride, inner, c, c_stride, add);
+    default:
+      return tile_fp32<Lanes, 6, V>(a, b, b_stride, inner, c, c_stride, add);
+  }
+}
+
+template <class Lanes, int R>
+inline void tile_int8(const std::int16_t* a, std::int64_t a_stride, const std::int8_t* b, std::int64_t pairs,
+                      const float* row_scales, const float* scales, float* c) {
+  constexpr int V = kPanel / Lanes::kWide;
+  typename Lanes::WideInt sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[r][v] = Lanes::zero_int();
+  }
+  const std::int16_t* rows[R];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) rows[r] = a + r * a_stride;
+  for (std::int64_t k = 0; k < pairs; ++k) {
+    typename Lanes::WideInt columns[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) columns[v] = Lanes::widen(b + k * 2 * kPanel + v * 2 * Lanes::kWide);
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) Lanes::dot_pairs(sums[r], rows[r] + 2 * k, columns);
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const auto row_scale = Lanes::broadcast_wide(row_scales + r);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const auto channel = Lanes::load_wide(scales + v * Lanes::kWide);
+      const auto product = Lanes::mul_wide(Lanes::mul_wide(Lanes::to_float(sums[r][v]), row_scale), channel);
+      Lanes::store_wide(c + r * kPanel + v * Lanes::kWide, product);
+    }
+  }
+}
+
+// ---- eight lanes ----------------------------------------------------------------------------------------------------
+
+// e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, e^r by Cephes' polynomial of degree 7.
+template <class Lanes>
+inline typename Lanes::Eight exp_eight(typename Lanes::Eight x) {
+  constexpr float kShift = 12582912.0F;  // 1.5 * 2^23: adding it leaves no bits for a fraction
+  x = Lanes::min(Lanes::max(x, Lanes::set(-87.3F)), Lanes::set(88.3F));
+  const auto shifted = Lanes::fma(x, Lanes::set(1.44269504F), Lanes::set(kShift));
+  const auto n = Lanes::sub(shifted, Lanes::set(kShift));
+  auto r = Lanes::fma(n, Lanes::set(-0.693359375F), x);
+  r = Lanes::fma(n, Lanes::set(2.12194440e-4F), r);
+  auto p = Lanes::set(1.9875691500e-4F);
+  p = Lanes::fma(p, r, Lanes::set(1.3981999507e-3F));
+  p = Lanes::fma(p, r, Lanes::set(8.3334519073e-3F));
+  p = Lanes::fma(p, r, Lanes::set(4.1665795894e-2F));
+  p = Lanes::fma(p, r, Lanes::set(1.6666665459e-1F));
+  p = Lanes::fma(p, r, Lanes::set(5.0000001201e-1F));
+  p = Lanes::add(Lanes::fma(p, Lanes::mul(r, r), r), Lanes::set(1.0F));
+  return Lanes::scale_by_power(p, shifted);
+}
+
+template <class Lanes>
+inline typename Lanes::Eight silu(typename Lanes::Eight gate) {
+  const auto one = Lanes::set(1.0F);
+  return Lanes::div(gate, Lanes::add(one, exp_eight<Lanes>(Lanes::sub(Lanes::set(0.0F), gate))));
+}
+
+template <class Lanes>
+inline void finish(const Product& product, std::int64_t row, int num_rows, std::int64_t panel, const float* tile) {
+  const float* bias = product.weight.bias == nullptr ? nullptr : product.weight.bias + panel * kPanel;
+  const std::int64_t place = panel - product.first_panel;
+  for (int r = 0; r < num_rows; ++r) {
+    auto low = Lanes::load(tile + r * kPanel);
+    auto high = Lanes::load(tile + r * kPanel + kHalf);
+    if (bias != nullptr) {
+      low = Lanes::add(low, Lanes::load(bias));
+      high = Lanes::add(high, Lanes::load(bias + kHalf));
+    }
+    float* out = product.out + (row + r) * product.out_stride;
+    if (product.epilogue == Epilogue::kSwiglu) {
+      Lanes::store(out + place * kHalf, Lanes::mul(silu<Lanes>(low), high));
+      continue;
+    }
+    out += place * kPanel;
+    if (product.epilogue == Epilogue::kAdd) {
+      low = Lanes::add(Lanes::load(out), low);
+      high = Lanes::add(Lanes::load(out + kHalf), high);
+    }
+    Lanes::store(out, low);
+    Lanes::store(out + kHalf, high);
+  }
+}
+
+template <class Lanes>
+void matmul_fp32(const Product& product) {
+  alignas(64) float tile[kTileRows * kPanel];
+  for (std::int64_t panel = product.first_panel; panel < product.last_panel; ++panel) {
+    const float* weight = product.weight.fp32 + panel * product.weight.in * kPanel;
+    for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
+      const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
+      const float* rows[kTileRows];
+      for (int r = 0; r < count; ++r) rows[r] = product.rows + (row + r) * product.row_stride;
+      tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(count, rows, weight, kPanel, product.weight.in, tile, kPanel, false);
+      finish<Lanes>(product, row, count, panel, tile);
+    }
+  }
+}
+
+template <class Lanes>
+void matmul_int8(const Product& product) {
+  alignas(64) float tile[kTileRows * kPanel];
+  const std::int64_t pairs = product.weight.in / 2;
+  for (std::int64_t panel = product.first_panel; panel < product.last_panel; ++panel) {
+    const std::int8_t* weight = product.weight.int8 + panel * product.weight.in * kPanel;
+    const float* scales = product.weight.scales + panel * kPanel;
+    for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
+      const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
+      const std::int16_t* codes = product.codes + row * product.row_stride;
+      const float* row_scales = product.row_scales + row;
+      switch (count) {
+        case 1:
+          tile_int8<Lanes, 1>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
+          break;
+        case 2:
+          tile_int8<Lanes, 2>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
+          break;
+        case 3:
+          tile_int8<Lanes, 3>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
+          break;
+        case 4:
+          tile_int8<Lanes, 4>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
+          break;
+        case 5:
+          tile_int8<Lanes, 5>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
+          break;
+        default:
+          tile_int8<Lanes, 6>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
+      }
+      finish<Lanes>(product, row, count, panel, tile);
+    }
+  }
+}
+
+// ---- rows -----------------------------------------------------------------------------------------------------------
+
+template <class Lanes>
+void rms_norm(const float* in, const float* weight, std::int64_t n, float eps, float* out) {
+  auto squares = Lanes::set(0.0F);
+  for (std::int64_t i = 0; i < n; i += kHalf) {
+    const auto x = Lanes::load(in + i);
+    squares = Lanes::fma(x, x, squares);
+  }
+  const float mean = Lanes::sum(squares) / static_cast<float>(n);
+  const auto factor = Lanes::set(1.0F / Lanes::square_root(mean + eps));
+  for (std::int64_t i = 0; i < n; i += kHalf) {
+    Lanes::store(out + i, Lanes::mul(Lanes::load(weight + i), Lanes::mul(Lanes::load(in + i), factor)));
+  }
+}
+
+template <class Lanes>
+float quantize(const float* in, std::int64_t n, int levels, std::int16_t* codes) {
+  auto largest = Lanes::set(0.0F);
+  for (std::int64_t i = 0; i < n; i += kHalf) largest = Lanes::max(largest, Lanes::abs(Lanes::load(in + i)));
+  const float max = Lanes::largest(largest);
+  const auto factor = Lanes::set(max > 0.0F ? static_cast<float>(levels) / max : 0.0F);
+  for (std::int64_t i = 0; i < n; i += kHalf) Lanes::store_rounded(codes + i, Lanes::mul(Lanes::load(in + i), factor));
+  return max / static_cast<float>(levels);
+}
+
+template <class Lanes>
+void rotate(float* head, const float* cosines, const float* sines, std::int64_t half) {
+  for (std::int64_t i = 0; i < half; i += kHalf) {
+    const auto x = Lanes::load(head + i);
+    const auto y = Lanes::load(head + half + i);
+    const auto c = Lanes::load(cosines + i);
+    const auto s = Lanes::load(sines + i);
+    Lanes::store(head + i, Lanes::sub(Lanes::mul(x, c), Lanes::mul(y, s)));
+    Lanes::store(head + half + i, Lanes::add(Lanes::mul(y, c), Lanes::mul(x, s)));
+  }
+}
+
+// ---- attention ------------------------------------------------------------------------------------------------------
+
+// scores[r][0 .. num_keys) = query . key, packed in sequence order whatever panels the keys lie in.
+template <class Lanes>
+inline void score_keys(const Attention& task) {
+  alignas(64) float tile[kTileRows * kPanel];
+  const int num_rows = static_cast<int>(task.num_rows);
+  std::int64_t packed = 0;
+  for (std::int64_t run = 0; run < task.num_runs; ++run) {
+    std::int64_t position = task.runs[run].begin;
+    while (position < task.runs[run].end) {
+      const std::int64_t panel = position / kPanel;
+      const std::int64_t panel_end = (panel + 1) * kPanel;
+      const std::int64_t end = task.runs[run].end < panel_end ? task.runs[run].end : panel_end;
+      tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(num_rows, task.queries, task.keys + panel * task.head_dim * kPanel,
+                                                   kPanel, task.head_dim, tile, kPanel, false);
+      const std::int64_t first = position - panel * kPanel;
+      for (int r = 0; r < num_rows; ++r) {
+        float* row = task.scores + r * task.score_stride + packed;
+        for (std::int64_t i = 0; i < end - position; ++i) row[i] = tile[r * kPanel + first + i];
+      }
+      packed += end - position;
+      position = end;
+    }
+  }
+}
+
+// Scores to weights that are not yet divided by their sum, which is returned; 0 for keys that the row does not see.
+template <class Lanes>
+inline float weigh(float* scores, std::int64_t visible, std::int64_t num_keys, float scale) {
+  const std::int64_t padded = (num_keys + kHalf - 1) / kHalf * kHalf;
+  for (std::int64_t i = visible; i < padded; ++i) scores[i] = Lanes::kLowest;
+  auto highest = Lanes::set(Lanes::kLowest);
+  for (std::int64_t i = 0; i < padded; i += kHalf) highest = Lanes::max(highest, Lanes::load(scores + i));
+  const auto largest = Lanes::set(Lanes::largest(highest));
+  const auto factor = Lanes::set(scale);
+  auto sum = Lanes::set(0.0F);
+  for (std::int64_t i = 0; i < padded; i += kHalf) {
+    const auto score = Lanes::load(scores + i);
+    auto weight = exp_eight<Lanes>(Lanes::mul(Lanes::sub(score, largest), factor));
+    if (i + kHalf > visible) weight = Lanes::zero_where_lowest(weight, score);
+    sum = Lanes::add(sum, weight);
+    Lanes::store(scores + i, weight);
+  }
+  return Lanes::sum(sum);
+}
+
+template <class Lanes>
+void attend(const Attention& task) {
+  score_keys<Lanes>(task);
+  const int num_rows = static_cast<int>(task.num_rows);
+  float sums[kTileRows];
+  for (int r = 0; r < num_rows; ++r) {
+    float* scores = task.scores + r * task.score_stride;
+    sums[r] = weigh<Lanes>(scores, task.visible[r], task.num_keys, task.scale);
+  }
+  alignas(64) float tile[kTileRows * kPanel];
+  for (std::int64_t column = 0; column < task.head_dim; column += kPanel) {
+    const float* weights[kTileRows];
+    for (int r = 0; r < num_rows; ++r) weights[r] = task.scores + r * task.score_stride;
+    for (std::int64_t run = 0; run < task.num_runs; ++run) {
+      const std::int64_t length = task.runs[run].end - task.runs[run].begin;
+      const float* values = task.values + task.runs[run].begin * task.value_stride + column;
+      tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(num_rows, weights, values, task.value_stride, length, tile, kPanel,
+                                                   run != 0);
+      for (int r = 0; r < num_rows; ++r) weights[r] += length;
+    }
+    for (int r = 0; r < num_rows; ++r) {
+      const auto inverse = Lanes::set(1.0F / sums[r]);
+      for (int i = 0; i < kPanel; i += kHalf) {
+        Lanes::store(task.out[r] + column + i, Lanes::mul(Lanes::load(tile + r * kPanel + i), inverse));
+      }
+    }
+  }
+}
+
+template <class Lanes>
+void exp8(const float* in, float* out) {
+  Lanes::store(out, exp_eight<Lanes>(Lanes::load(in)));
+}
+
+template <class Lanes>
+constexpr Kernels kernels(const char* name) {
+  return {name,           &matmul_fp32<Lanes>, &matmul_int8<Lanes>, &rms_norm<Lanes>, &quantize<Lanes>,
+          &rotate<Lanes>, &attend<Lanes>,      &exp8<Lanes>};
+}
+
+}  // namespace
+}  // namespace rgalign::engine

@@ -1,0 +1,203 @@
+#include "batcher/batcher.h"
+
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "batcher/answer_queue.h"
+#include "python/arrays.h"
+
+namespace {
+
+using Tokens = py::array_t<std::int32_t, py::array::c_style>;
+using Outcomes = py::array_t<std::uint8_t, py::array::c_style>;
+static_assert(sizeof(rgalign::Outcome) == sizeof(std::uint8_t));
+
+constexpr double kMs = 1e6;  // nanoseconds
+
+rgalign::Nanoseconds nanoseconds(double ms) {
+  constexpr double kLongest = 9.0e18;
+  return static_cast<rgalign::Nanoseconds>(std::clamp(ms * kMs, -1.0, kLongest));
+}
+
+rgalign::BatchBuffers buffers_of(Tokens& token_ids, Tokens& positions, Tokens& cu_seqlens) {
+  return {token_ids.mutable_data(), positions.mutable_data(), cu_seqlens.mutable_data()};
+}
+
+py::tuple shape_tuple(const rgalign::BatchShape& shape) {
+  return py::make_tuple(shape.rows, shape.tokens, shape.computed_tokens, shape.longest, shape.width);
+}
+
+// The batcher and the queue of answers that Python's answer thread waits on. rgalign/batcher.py is the checked face.
+class PyBatcher {
+ public:
+  PyBatcher(const rgalign::Limits& limits, const rgalign::Filling& filling)
+      : answers_(std::make_unique<rgalign::AnswerQueue>()),
+        batcher_(std::make_unique<rgalign::Batcher>(limits, filling, *answers_)) {}
+
+  ~PyBatcher() {
+    const py::gil_scoped_release released;
+    if (batcher_->forked()) answers_.release();  // its condition variable has waiters that do not exist here
+    batcher_.reset();
+  }
+
+  bool forked() const { return batcher_->forked(); }
+
+  // The request's id, or (outcome, retry after ms); None after a fork.
+  py::object submit(std::uint64_t tag, const Tokens& token_ids, double deadline_ms, std::uint64_t client, bool bulk) {
+    if (token_ids.ndim() != 1) throw py::type_error("token_ids: [L]");
+    rgalign::Request request;
+    request.tag = tag;
+    request.token_ids = token_ids.data();
+    request.num_tokens = token_ids.size();
+    request.time_left = nanoseconds(deadline_ms);
+    request.client = client;
+    request.priority = bulk ? rgalign::Priority::kBulk : rgalign::Priority::kInteractive;
+    rgalign::Submitted submitted;
+    // Giving up the GIL costs more than what is done under the mutex, but waiting for it with the GIL held is worse.
+    if (!batcher_->try_submit(request, submitted)) {
+      const py::gil_scoped_release released;
+      submitted = batcher_->submit(request);
+    }
+    switch (submitted.status) {
+      case rgalign::Submitted::Status::kAccepted:
+        return py::int_(submitted.id);
+      case rgalign::Submitted::Status::kRefused:
+        return py::make_tuple(static_cast<int>(submitted.refusal), static_cast<double>(submitted.retry_after) / kMs);
+      default:
+        return py::none();
+    }
+  }
+
+  bool cancel(rgalign::RequestId id) {
+    const py::gil_scoped_release released;
+    return batcher_->cancel(id);
+  }
+
+  // (tags, (rows, tokens, computed tokens, longest, width)), or None: there will be no more.
+  py::object take(std::int32_t worker, Tokens token_ids, Tokens positions, Tokens cu_seqlens) {
+    const rgalign::BatchBuffers buffers = buffers_of(token_ids, positions, cu_seqlens);
+    rgalign::BatchShape shape;
+    std::vector<std::uint64_t> tags;
+    bool taken = false;
+    {
+      const py::gil_scoped_release released;
+      taken = batcher_->take(worker, buffers, shape, tags);
+    }
+    if (!taken) return py::none();
+    return py::make_tuple(tags, shape_tuple(shape));
+  }
+
+  py::tuple repack(std::int32_t worker, std::int64_t first, std::int64_t last, Tokens token_ids, Tokens positions,
+                   Tokens cu_seqlens) {
+    return shape_tuple(batcher_->repack(worker, first, last, buffers_of(token_ids, positions, cu_seqlens)));
+  }
+
+  // Which of the rows are their request's answer.
+  std::vector<bool> finish(std::int32_t worker, const Outcomes& outcomes) {
+    std::vector<std::uint8_t> won(static_cast<std::size_t>(outcomes.size()));
+    {
+      const py::gil_scoped_release released;
+      batcher_->finish(worker, reinterpret_cast<const rgalign::Outcome*>(outcomes.data()), won.data());
+    }
+    return {won.begin(), won.end()};
+  }
+
+  // [(tag, outcome)], or None: closed, and there will be no more.
+  py::object wait_answers() {
+    std::vector<rgalign::Answer> answers;
+    bool any = false;
+    {
+      const py::gil_scoped_release released;
+      any = answers_->wait(answers);
+    }
+    if (!any) return py::none();
+    py::list list(answers.size());
+    for (std::size_t i = 0; i < answers.size(); ++i) {
+      list[i] = py::make_tuple(answers[i].tag, static_cast<int>(answers[i].outcome));
+    }
+    return std::move(list);
+  }
+
+  // Returns when the batcher has answered all; the answer thread is told that these were the last.
+  void close(double drain_ms) {
+    const py::gil_scoped_release released;
+    if (batcher_->forked()) return;
+    batcher_->close(nanoseconds(drain_ms));
+    answers_->close();
+  }
+
+  py::dict counters() const {
+    const rgalign::Counters now = batcher_->counters();
+    py::dict result;
+    result["submitted"] = now.submitted;
+    result["answered"] = std::vector<std::int64_t>(now.answered.begin(), now.answered.end());
+    result["waiting"] = now.waiting;
+    result["in_model"] = now.in_model;
+    result["most_waiting"] = now.most_waiting;
+    result["batches"] = now.batches;
+    result["rows"] = now.rows;
+    result["tokens"] = now.tokens;
+    result["computed_tokens"] = now.computed_tokens;
+    result["late_rows"] = now.late_rows;
+    result["queue_cap"] = now.queue_cap;
+    result["rows_per_second"] = now.rows_per_second;
+    return result;
+  }
+
+ private:
+  std::unique_ptr<rgalign::AnswerQueue> answers_;
+  std::unique_ptr<rgalign::Batcher> batcher_;
+};
+
+std::unique_ptr<PyBatcher> make_batcher(std::int64_t max_rows, std::int64_t max_tokens, std::int64_t max_request_tokens,
+                                        bool padded, std::vector<std::int64_t> token_buckets,
+                                        std::vector<std::int64_t> row_buckets, double max_waste,
+                                        std::int64_t max_passes, std::int64_t max_queue, std::int64_t queue_limit,
+                                        double deadline_ms, double slack_ms, std::int64_t max_per_client,
+                                        std::int64_t bulk_every, std::int64_t num_workers, std::int32_t pad_token,
+                                        std::int32_t first_position) {
+  rgalign::Limits limits;
+  limits.max_rows = max_rows;
+  limits.max_tokens = max_tokens;
+  limits.max_request_tokens = max_request_tokens;
+  limits.layout = padded ? rgalign::Layout::kPadded : rgalign::Layout::kPacked;
+  limits.token_buckets = std::move(token_buckets);
+  limits.row_buckets = std::move(row_buckets);
+  limits.max_waste = max_waste;
+  limits.max_passes = max_passes;
+  limits.max_queue = max_queue;
+  limits.queue_limit = queue_limit;
+  limits.deadline = nanoseconds(deadline_ms);
+  limits.slack = nanoseconds(slack_ms);
+  limits.max_per_client = max_per_client;
+  limits.bulk_every = bulk_every;
+  limits.num_workers = num_workers;
+  return std::make_unique<PyBatcher>(limits, rgalign::Filling{pad_token, first_position});
+}
+
+}  // namespace
+
+void bind_batcher(py::module_& module) {
+  py::class_<PyBatcher>(module, "Batcher", "See rgalign.batcher.Batcher.")
+      .def(py::init(&make_batcher), py::kw_only(), py::arg("max_rows"), py::arg("max_tokens"),
+           py::arg("max_request_tokens"), py::arg("padded"), py::arg("token_buckets"), py::arg("row_buckets"),
+           py::arg("max_waste"), py::arg("max_passes"), py::arg("max_queue"), py::arg("queue_limit"),
+           py::arg("deadline_ms"), py::arg("slack_ms"), py::arg("max_per_client"), py::arg("bulk_every"),
+           py::arg("num_workers"), py::arg("pad_token"), py::arg("first_position"))
+      .def_property_readonly("forked", &PyBatcher::forked)
+      .def("submit", &PyBatcher::submit, py::arg("tag"), py::arg("token_ids").noconvert(), py::arg("deadline_ms"),
+           py::arg("client"), py::arg("bulk"))
+      .def("cancel", &PyBatcher::cancel, py::arg("request"))
+      .def("take", &PyBatcher::take, py::arg("worker"), py::arg("token_ids").noconvert(),
+           py::arg("positions").noconvert(), py::arg("cu_seqlens").noconvert())
+      .def("repack", &PyBatcher::repack, py::arg("worker"), py::arg("first"), py::arg("last"),
+           py::arg("token_ids").noconvert(), py::arg("positions").noconvert(), py::arg("cu_seqlens").noconvert())
+      .def("finish", &PyBatcher::finish, py::arg("worker"), py::arg("outcomes").noconvert())
+      .def("wait_answers", &PyBatcher::wait_answers)
+      .def("close", &PyBatcher::close, py::arg("drain_ms"))
+      .def("counters", &PyBatcher::counters);
+}

@@ -1,0 +1,144 @@
+"""The directory of a built engine: tensors.safetensors and manifest.json, which has the hash of all of it.
+
+Tensors are not yet in panels: those depend on the processor, and are made when it is loaded.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from rgalign import _C
+from rgalign.errors import ConfigError, DataError
+from rgalign.files import read_json, sha256_file, sha256_json, sync_directory, write_json
+from rgalign.reasoner.engine.checkpoint import DecoderConfig, as_numpy
+from rgalign.reasoner.engine.quantize import ACTIVATION_LEVELS, EngineDtype, activation_levels
+
+FORMAT = 1  # raise when a tensor's meaning changes
+MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "quantization"
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Args:
+    dtype: of the weights and activations in matrix products.
+    config: sizes; model: fingerprint of the checkpoint; source: how it was named.
+    calibration: how outliers were moved, empty if they were not.
+    prompt: prefix_ids, template and its hash, of the dataset it was calibrated on; may be empty.
+    files: name -> sha256 of every other file.
+    """
+
+    dtype: EngineDtype
+    config: DecoderConfig
+    model: str
+    source: str
+    calibration: dict[str, Any]
+    prompt: dict[str, Any]
+    files: dict[str, str]
+
+    @property
+    def hash(self) -> str:
+        """Of all that decides a vector."""
+        return sha256_json([FORMAT, self.dtype, asdict(self.config), self.files[TENSORS]])
+
+
+def write_artifact(
+    out: Path, tensors: Mapping[str, torch.Tensor], manifest: Manifest, reports: Mapping[str, bytes]
+) -> Manifest:
+    """Writes the directory beside ``out`` and renames it; an engine that is there already is replaced."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    temporary = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, temporary / TENSORS)
+        for name, data in reports.items():
+            (temporary / name).write_bytes(data)
+        names = (TENSORS, *reports)
+        for name in names:
+            with open(temporary / name, "rb") as file:
+                os.fsync(file.fileno())
+        written = Manifest(**{**vars(manifest), "files": {name: sha256_file(temporary / name) for name in names}})
+        write_json(temporary / MANIFEST, {"format": FORMAT, **asdict(written)})
+        if out.exists():
+            if not (out / MANIFEST).is_file():
+                raise ConfigError(
+                    where=f"{out}", required="a new directory or an engine's", received="another directory"
+                )
+            shutil.rmtree(out)
+        os.replace(temporary, out)
+        sync_directory(out.parent)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return written
+
+
+def read_manifest(directory: Path) -> Manifest:
+    """The checked manifest; every file's hash is compared.
+
+    Raises:
+        DataError: no engine, one of another format, or one that is damaged.
+    """
+    where = f"engine {directory}"
+    if not (directory / MANIFEST).is_file():
+        raise DataError(where=where, required=f"a {MANIFEST} in it", received="none")
+    try:
+        values = read_json(directory / MANIFEST)
+        found = values.pop("format")
+        manifest = Manifest(**{**values, "config": DecoderConfig(**values["config"])})
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(
+            where=f"{directory / MANIFEST}", required="an engine's manifest", received=str(error)
+        ) from error
+    if found != FORMAT or manifest.dtype not in ACTIVATION_LEVELS or TENSORS not in manifest.files:
+        received = f"format {found}, dtype {manifest.dtype!r}, files {sorted(manifest.files)}"
+        raise DataError(where=where, required=f"format {FORMAT} with {TENSORS}", received=received)
+    for name, expected in manifest.files.items():
+        path = directory / name
+        received = sha256_file(path) if path.is_file() and Path(name).name == name else "no such file"
+        if received != expected:
+            raise DataError(where=f"{path}", required=f"sha256 {expected}", received=received)
+    return manifest
+
+
+def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
+    """The weights in this processor's panels. ``manifest`` is :func:`read_manifest`'s, so the file is whole."""
+    config = manifest.config
+    widest = max(config.hidden, config.intermediate, config.num_heads * config.head_dim)
+    shape = {**asdict(config), "activation_levels": activation_levels(manifest.dtype, widest)}
+    try:
+        with safe_open(str(directory / TENSORS), framework="pt") as file:
+            names = set(file.keys())
+
+            def find(name: str) -> Any:
+                return as_numpy(file.get_tensor(name))
+
+            embed = find("embed")
+            halved = embed.dtype != "float32"
+            model = _C.EngineModel(
+                shape,
+                embed_bf16=embed if halved else None,
+                embed_fp32=None if halved else embed,
+                final_norm=find("final_norm"),
+                inverse_frequencies=find("inverse_frequencies"),
+            )
+            for index in range(config.num_layers):
+                start = f"layers.{index}."
+                layer = {name.removeprefix(start): find(name) for name in sorted(names) if name.startswith(start)}
+                model.add_layer(layer)
+    except (SafetensorError, KeyError) as error:
+        raise DataError(where=f"{directory / TENSORS}", required="an engine's tensors", received=str(error)) from error
+    return model
+
+
+def to_bytes(value: Any) -> bytes:
+    return (json.dumps(value, indent=2) + "\n").encode()

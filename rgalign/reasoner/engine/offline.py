@@ -1,0 +1,56 @@
+"""An engine for embedding a dataset, built once beside the vectors that it makes."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import cast
+
+import torch
+
+from rgalign.errors import ConfigError, DataError
+from rgalign.reasoner.engine.artifact import MANIFEST, read_manifest
+from rgalign.reasoner.engine.build import build_engine
+from rgalign.reasoner.engine.quantize import EngineDtype
+from rgalign.reasoner.engine.reasoner import EnginePooling, EngineReasoner, load_engine
+from rgalign.reasoner.pretrained import cache_directory, load_tokenizer, model_fingerprint
+
+logger = logging.getLogger(__name__)
+
+
+def engine_beside(
+    store: Path | None, model: str, dtype: EngineDtype, *, pooling: str, max_batch_tokens: int
+) -> EngineReasoner:
+    """The engine of ``model`` in ``store/engine-DTYPE``, built if it is not there or of other weights.
+
+    Without a store (one recommendation, a few candidates) it is kept in the cache directory; it is the same engine.
+
+    Raises:
+        ConfigError: a pooling that it does not have.
+    """
+    if pooling not in ("ltp", "eos"):
+        raise ConfigError(where="pooling with backend engine", required="ltp or eos", received=repr(pooling))
+    if store is None:
+        directory = cache_directory() / "engines" / f"{model_fingerprint(model)[:12]}-{dtype}"
+    else:
+        directory = store / f"engine-{dtype}"
+    if not _is_there(directory, model):
+        logger.info("building the %s engine of %s in %s (once)", dtype, model, directory)
+        build_engine(model, directory, dtype)
+    return load_engine(
+        directory,
+        torch.get_num_threads(),
+        tokenizer=load_tokenizer(model),
+        pooling=cast(EnginePooling, pooling),
+        max_batch_tokens=max_batch_tokens,
+    )
+
+
+def _is_there(directory: Path, model: str) -> bool:
+    if not (directory / MANIFEST).is_file():
+        return False
+    try:
+        return read_manifest(directory).model == model_fingerprint(model)
+    except DataError as error:
+        logger.warning("building again: %s", error)
+        return False
