@@ -19,7 +19,7 @@ from rgalign.training.alignment.align import align
 from rgalign.training.alignment.alignment_config import AlignmentConfig
 
 Make = Callable[..., AlignmentConfig]
-TOLERANCE = 2e-4  # AdamW's first steps divide a gradient by its own size: rounding of near-zero gradients shows
+TOLERANCE = 1e-5  # 1.2e-7 where measured; AdamW divides a gradient by its own size, so rounding may show more
 SCRIPT = """
 import pathlib, sys
 from rgalign.config import load_config
@@ -78,4 +78,4 @@ def test_two_processes_with_zero_3_equal_one(make_config: Make, tmp_path: Path) 
         before = {key: metrics[0]["before"][key] for key in ("eval_loss", "eval_cos")}
         assert {key: metrics[1]["before"][key] for key in before} == pytest.approx(before, abs=2e-3)
     moved = load_file(one / "contrast" / "model" / "model.safetensors")["model.norm.weight"] - 1
-    assert moved.abs().max() > 10 * TOLERANCE / 4  # the comparison above is not of untouched weights
+    assert moved.abs().max() > 10 * TOLERANCE  # the comparison above is not of untouched weights
