@@ -30,7 +30,6 @@ PACKAGES = [
     "rgalign.models",
     "rgalign.reasoner",
     "rgalign.reasoner.engine",
-    "rgalign.reasoner.tensorrt_llm",
     "rgalign.training",
     "rgalign.training.alignment",
     "rgalign.training.loop",

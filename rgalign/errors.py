@@ -39,11 +39,3 @@ class TeacherError(RgalignError, RuntimeError):
 
 class RewardError(RgalignError, ValueError):
     """The ranker cannot judge candidate queries: they failed the gate, or their rewards tell nothing apart."""
-
-
-class EngineUnavailableError(RgalignError, ImportError):
-    """Another engine (vLLM, TensorRT-LLM) is not installed here, or in a version that its adapter was not made for."""
-
-
-class EngineError(RgalignError, RuntimeError):
-    """Another engine did not start, ran out of memory, or answered with something that is no latent query."""
