@@ -11,8 +11,10 @@ import torch
 from numpy.typing import NDArray
 
 from rgalign.data.dataset import Dataset
+from rgalign.data.simulator.truth import read_truth
 from rgalign.files import atomic_path
 from rgalign.models import Ranker
+from rgalign.training.run_directory import CONFIDENCE
 from rgalign.training.sessions import Order, Sessions
 
 # Weights have mean 1 within a batch: large batches put those of all sessions on one scale.
@@ -45,3 +47,22 @@ def write_confidence(path: Path, dataset: Dataset, confidence: tuple[NDArray[np.
     ids = dataset.table("train", ["session_id"]).column("session_id").take(pa.array(rows))
     with atomic_path(path) as temporary:
         pq.write_table(pa.table({"session_id": ids, "weight": pa.array(weights)}), temporary)
+
+
+def noise_auc(run_dir: Path, dataset: Dataset) -> float | None:
+    """AUC of a low weight against the simulator's hidden noise flag, over the run's training sessions.
+
+    Returns:
+        0.5 for weights that know nothing of the noise, 1.0 for weights that are lower wherever a click was noise; None
+        for a run without confidence weights.
+
+    Raises:
+        DataError: the dataset was not simulated, or is not the one that the run was trained on.
+    """
+    from sklearn.metrics import roc_auc_score
+
+    if not (run_dir / CONFIDENCE).is_file():
+        return None
+    table = pq.ParquetFile(run_dir / CONFIDENCE).read()
+    truth = read_truth(dataset.path, "train", dataset.catalog).aligned(np.asarray(table["session_id"].to_pylist()))
+    return float(roc_auc_score(truth.noise, -table["weight"].to_numpy()))

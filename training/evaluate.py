@@ -27,6 +27,7 @@ from rgalign.files import atomic_path, write_atomic, write_json
 from rgalign.metrics.ceiling import true_scores
 from rgalign.metrics.ranking import GaucWeight, SessionMetrics, session_metrics
 from rgalign.metrics.significance import Method, Resampling
+from rgalign.training.click_confidence import noise_auc
 from rgalign.training.comparison import ModelTables, RunMetrics, ceiling_shares, compare, compare_slices, for_plots
 from rgalign.training.evaluation_split import SPLIT, EvaluationSplit, Labels, has_several
 from rgalign.training.examples import example_sessions
@@ -115,6 +116,7 @@ def evaluate(
         "models": compare(tables, metrics, config.gauc_weight),
         "slices": compare_slices(tables, split.slices(relevant, config.slice_columns), config.primary),
         "ceiling": None,
+        "noise_auc": noise_aucs(runs, dataset) if truth is not None else {},
         "curves": learning_curves(runs),
         "reliability": reliability_curves(runs, relevant, clusters, for_plots(config.resampling)),
         "examples": example_sessions(
@@ -184,6 +186,16 @@ def learning_curves(runs: Sequence[RunScores]) -> list[dict[str, Any]]:
             epochs = [_flat(json.loads(line)) for line in lines if line.strip()]
             curves.append({"model": run.model, "seed": run.seed, "epochs": epochs})
     return curves
+
+
+def noise_aucs(runs: Sequence[RunScores], dataset: Dataset) -> dict[str, list[float]]:
+    """Of every model with confidence weights, one value a seed: how well they find the simulator's noise clicks."""
+    found: dict[str, list[float]] = {}
+    for run in runs:
+        auc = None if run.run_dir is None else noise_auc(run.run_dir, dataset)
+        if auc is not None:
+            found.setdefault(run.model, []).append(auc)
+    return found
 
 
 def _flat(record: dict[str, Any], prefix: str = "") -> dict[str, float]:

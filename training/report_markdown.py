@@ -15,6 +15,7 @@ from rgalign.training.report_html import (
     verdict_word,
     with_seeds,
 )
+from rgalign.training.report_tables import noise_text
 
 
 def report_markdown(report: Report) -> str:
@@ -47,7 +48,9 @@ def _ceiling(report: Report) -> str:
         shares = [cells[name]["share"] for cells in ceiling["models"].values()]
         best = points(ceiling["metrics"][name]["ceiling"]["mean"])
         rows.append([metric_name(name), best, *("n/a" if share is None else _mean(share) for share in shares)])
-    return _table(head, rows)
+    noise = [f"{name} {noise_text(aucs)}" for name, aucs in report["noise_auc"].items()]
+    note = f"\n\nNoise AUC of the confidence weights: {'; '.join(noise)}." if noise else ""
+    return _table(head, rows) + note
 
 
 def _slices(report: Report) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
@@ -95,7 +95,20 @@ def ceiling_section(report: Report) -> str:
         "The simulator knows every session's true probabilities: ranking by them is the ceiling, a random order is "
         "chance. Upper line: metric / ceiling; lower line: (metric − chance) / (ceiling − chance)."
     )
-    return titled_section("Share of the ceiling", html_table(head, rows, "wide") + footnote(note))
+    return titled_section("Share of the ceiling", html_table(head, rows, "wide") + footnote(note) + _noise_note(report))
+
+
+def _noise_note(report: Report) -> str:
+    if not report["noise_auc"]:
+        return ""
+    values = "; ".join(f"{escape(name)} {noise_text(aucs)}" for name, aucs in report["noise_auc"].items())
+    return footnote(f"AUC of a low confidence weight against the hidden noise flag of the training clicks: {values}.")
+
+
+def noise_text(aucs: Sequence[float]) -> str:
+    """Mean and range over the seeds."""
+    mean = f"{sum(aucs) / len(aucs):.3f}"
+    return mean if len(aucs) == 1 else f"{mean} ({min(aucs):.3f} to {max(aucs):.3f})"
 
 
 def _share(cell: Mapping[str, Any] | None) -> str:

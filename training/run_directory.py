@@ -25,6 +25,7 @@ from rgalign.errors import ProvenanceError
 from rgalign.files import read_json, write_atomic, write_json
 
 INPUTS, DONE, METRICS, HISTORY = "inputs.json", "done", "metrics.json", "history.jsonl"
+CONFIDENCE = "confidence.parquet"  # of a ranker with confidence weights
 
 
 class RunDirectory:
@@ -78,7 +79,7 @@ class RunDirectory:
         (self.path / DONE).unlink(missing_ok=True)
         for name in ("checkpoint", "tensorboard", "model"):
             shutil.rmtree(self.path / name, ignore_errors=True)
-        for name in (METRICS, HISTORY, "confidence.parquet", "config.yaml", INPUTS):
+        for name in (METRICS, HISTORY, CONFIDENCE, "config.yaml", INPUTS):
             (self.path / name).unlink(missing_ok=True)
 
     def write_history(self, records: Sequence[Mapping[str, Any]]) -> None:

@@ -29,7 +29,7 @@ from rgalign.training.click_confidence import click_confidence, write_confidence
 from rgalign.training.optimiser import LR_DROP, adamw, learning_rate, set_learning_rate
 from rgalign.training.ranker_files import LoadedRanker, load_ranker, save_ranker
 from rgalign.training.ranker_scores import joined, score_split, split_metrics
-from rgalign.training.run_directory import RunDirectory
+from rgalign.training.run_directory import CONFIDENCE, RunDirectory
 from rgalign.training.run_log import RunLog
 from rgalign.training.sessions import Order, Step
 from rgalign.training.stage1_config import Stage1Config
@@ -263,7 +263,7 @@ class Stage1:
         )
         if self.ranker.confidence is not None:
             confidence = click_confidence(self.ranker, self.data.train, self.config.epochs, self.accelerator.device)
-            write_confidence(path / "confidence.parquet", self.inputs.dataset, confidence)
+            write_confidence(path / CONFIDENCE, self.inputs.dataset, confidence)
         self.run_directory.finish(self._metrics())
 
     def _metrics(self) -> dict[str, Any]:

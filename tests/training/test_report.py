@@ -23,6 +23,7 @@ from rgalign.training.evaluate import EvaluationConfig, evaluate
 from rgalign.training.plots import IntervalRow, Point, Series, interval_plot, line_plot, nice_step
 from rgalign.training.report import print_comparison, report_page
 from rgalign.training.report_html import distinct_metrics, metric_name, points
+from rgalign.training.report_markdown import report_markdown
 from rgalign.training.scores import RunScores, SplitScores, padded
 
 SESSIONS, INTENTS = 400, 12
@@ -193,6 +194,14 @@ def test_ceiling(report):
         assert share["learnable_share"]["low"] < learnable < share["learnable_share"]["high"]
     # The ranking by true probabilities is the scores' own without noise, so it must beat both.
     assert ceiling["models"]["baseline"]["ndcg@3"]["share"]["high"] < 1
+
+
+def test_noise_auc_is_shown_where_there_is_one(report):
+    assert report[0]["noise_auc"] == {}
+    assert "noise flag" not in report_page(report[0])
+    found = report[0] | {"noise_auc": {"qe rec": [0.8, 0.9]}}
+    assert "qe rec 0.850 (0.800 to 0.900)" in report_page(found)
+    assert "Noise AUC of the confidence weights: qe rec 0.850 (0.800 to 0.900)." in report_markdown(found)
 
 
 def test_reliability_and_curves(report):
