@@ -33,6 +33,7 @@ PACKAGES = [
     "rgalign.training",
     "rgalign.training.alignment",
     "rgalign.training.loop",
+    "rgalign.training.parity",
     "rgalign.training.reward",
     "rgalign.training.selection",
     "rgalign.training.tables",

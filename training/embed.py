@@ -24,19 +24,21 @@ from rgalign.data.dataset import SPLITS, Dataset, read_shard
 from rgalign.files import sha256_json
 from rgalign.models.text_encoder import SentenceEncoder
 from rgalign.prompt import PromptEncoder
+from rgalign.reasoner.engine.build import Calibration
 from rgalign.reasoner.engine.offline import engine_beside
 from rgalign.reasoner.engine.quantize import EngineDtype
 from rgalign.reasoner.engine.reasoner import EngineReasoner
 from rgalign.reasoner.external import ExternalReasoner
 from rgalign.reasoner.hf import HFReasoner, Pooling
 from rgalign.reasoner.prefix_tree import TokenIds
-from rgalign.reasoner.pretrained import DEFAULT_MODEL
+from rgalign.reasoner.pretrained import DEFAULT_MODEL, load_tokenizer
 from rgalign.training.latents import LatentStore, prompt_digest
 from rgalign.training.ray_embedder import RayActors, RayEmbedder
 from rgalign.training.title_latents import TEXTS, title_prompts
 
 CHUNK_PROMPTS = 256  # what an interrupted run loses at most
 VERBALIZE_ROWS = 4096
+CALIBRATION_PROMPTS = 32
 EMBED_CONFIG = "embed.yaml"  # in the store: how to make more vectors like these
 
 logger = logging.getLogger(__name__)
@@ -102,11 +104,21 @@ class EmbedReport:
         return self.prompt_tokens / self.seconds if self.seconds else 0.0
 
 
-def load_reasoner(config: EmbedConfig, store: Path | None = None) -> Reasoner:
-    """``store``: the directory that an engine is built into, else the cache."""
+def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Dataset | None = None) -> Reasoner:
+    """The reasoner of an embedding.
+
+    Args:
+        store: directory of its latent queries, where its engine is; None: an uncalibrated engine in the cache.
+        dataset: on whose training prompts an engine that must be built is calibrated.
+    """
     if config.backend == "engine":
         return engine_beside(
-            store, config.model, config.engine_dtype, pooling=config.pooling, max_batch_tokens=config.max_batch_tokens
+            store,
+            config.model,
+            config.engine_dtype,
+            pooling=config.pooling,
+            max_batch_tokens=config.max_batch_tokens,
+            calibration=lambda: None if dataset is None else calibration_on(dataset, config),
         )
     external = config.pooling == "external"
     reasoner = HFReasoner.from_pretrained(
@@ -120,6 +132,13 @@ def load_reasoner(config: EmbedConfig, store: Path | None = None) -> Reasoner:
         return reasoner
     encoder = SentenceEncoder.from_pretrained(config.sentence_encoder)
     return ExternalReasoner(reasoner, encoder, max_new_tokens=config.max_new_tokens)
+
+
+def calibration_on(dataset: Dataset, config: EmbedConfig) -> Calibration | None:
+    """Training prompts, or None of a dataset without any."""
+    encoder = prompt_encoder(config, load_tokenizer(config.model), dataset)
+    _, prompts = next(shard_prompts(dataset, "train", encoder), ("", []))
+    return Calibration.of(encoder, prompts, count=CALIBRATION_PROMPTS) if prompts else None
 
 
 def prompt_encoder(config: EmbedConfig, tokenizer: Any, dataset: Dataset) -> PromptEncoder:
@@ -160,14 +179,14 @@ def embed_dataset(
     Args:
         actors: compute with Ray; None computes here.
     """
-    reasoner = load_reasoner(config, out)
+    reasoner = load_reasoner(config, out, dataset)
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     store = LatentStore.create(out, store_provenance(reasoner, encoder, config))
     dump_config(config, out / EMBED_CONFIG)
     embedder: Embedder | RayEmbedder = reasoner
     if actors is not None:
         values = config.model_dump(mode="json") | ({"device": "cuda"} if actors.gpus else {})
-        embedder = RayEmbedder(values, reasoner.hidden_size, actors)
+        embedder = RayEmbedder(values, out, sha256_json(reasoner.provenance), reasoner.hidden_size, actors)
     return fill_store(
         store,
         dataset,

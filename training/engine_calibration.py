@@ -4,12 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
-
 from rgalign.chat_format import PromptTemplate
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, DataError
-from rgalign.files import sha256_json
 from rgalign.reasoner.engine.build import Calibration
 from rgalign.reasoner.pretrained import load_tokenizer
 from rgalign.training.embed import EmbedConfig, prompt_encoder, shard_prompts
@@ -27,12 +24,5 @@ def calibration_of(
     _, prompts = next(shard_prompts(opened, "train", encoder), ("", []))
     if not prompts:
         raise DataError(where=f"{dataset} train", required="sessions to calibrate on", received="none")
-    prefix = np.asarray(encoder.prefix_ids, dtype=np.int32)
-    chosen = np.unique(np.linspace(0, len(prompts) - 1, count).astype(int))
-    named = {
-        "template": encoder.template.name,
-        "frame": sha256_json([encoder.prefix_ids, encoder.suffix_ids]),
-        "prefix_ids": list(encoder.prefix_ids),
-    }
     # alpha 0 would still divide by the weights' own peaks: nothing is moved then.
-    return Calibration([np.concatenate([prefix, prompts[row]]) for row in chosen], alpha or None, named)
+    return Calibration.of(encoder, prompts, count=count, alpha=alpha or None)

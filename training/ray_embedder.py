@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from rgalign.errors import ConfigError
+from rgalign.errors import ConfigError, ProvenanceError
+from rgalign.files import sha256_json
 from rgalign.reasoner.prefix_tree import TokenIds
 
 
@@ -36,13 +38,27 @@ class RayActors:
 
 
 class ReasonerActor:
-    """Args: config: of the embedding, as plain values. prefix_ids: what stands before every prompt."""
+    """Args:
+    config: of the embedding, as plain values.
+    store: of the latent queries, where an engine is.
+    reasoner: hash of the driver's.
+    prefix_ids: what stands before every prompt.
 
-    def __init__(self, config: dict[str, Any], prefix_ids: Sequence[int], threads: int) -> None:
+    Raises:
+        ProvenanceError: this machine's reasoner is another one.
+    """
+
+    def __init__(
+        self, config: dict[str, Any], store: str, reasoner: str, prefix_ids: Sequence[int], threads: int
+    ) -> None:
         from rgalign.training.embed import EmbedConfig, load_reasoner
 
         torch.set_num_threads(threads)
-        self._reasoner = load_reasoner(EmbedConfig.model_validate(config))
+        self._reasoner = load_reasoner(EmbedConfig.model_validate(config), Path(store))
+        found = sha256_json(self._reasoner.provenance)
+        if found != reasoner:
+            required = f"the driver's reasoner {reasoner[:12]} (an engine's store on a file system that all share)"
+            raise ProvenanceError(where="Ray actor", required=required, received=found[:12])
         self._prefix_ids = tuple(prefix_ids)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, list[Any]]:
@@ -61,11 +77,13 @@ class RayEmbedder:
 
     Args:
         config: plain values of the EmbedConfig, ``device`` included.
+        store: directory of the latent queries.
+        reasoner: hash of the driver's, which the actors' must have.
         dim: D.
     """
 
-    def __init__(self, config: dict[str, Any], dim: int, actors: RayActors) -> None:
-        self._config, self._dim, self._actors = config, dim, actors
+    def __init__(self, config: dict[str, Any], store: Path, reasoner: str, dim: int, actors: RayActors) -> None:
+        self._config, self._store, self._reasoner, self._dim, self._actors = config, store, reasoner, dim, actors
 
     def embed_chunks(
         self, chunks: Sequence[Sequence[TokenIds]], *, prefix_ids: Sequence[int], on_prompts: Callable[[int], None]
@@ -93,7 +111,7 @@ class RayEmbedder:
         threads = self._actors.cpus or max(1, cores // self._actors.actors)
         found = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
             ReasonerActor,
-            fn_constructor_args=(self._config, tuple(prefix_ids), threads),
+            fn_constructor_args=(self._config, str(self._store.resolve()), self._reasoner, tuple(prefix_ids), threads),
             batch_size=1,
             compute=ray.data.ActorPoolStrategy(size=self._actors.actors),
             num_cpus=threads,

@@ -81,7 +81,7 @@ class SessionRecommender:
         self.reasoner: Reasoner | None = None
         if config.latents is not None:
             embedding = load_config(EmbedConfig, config.latents / EMBED_CONFIG)
-            self.reasoner = load_reasoner(embedding)
+            self.reasoner = load_reasoner(embedding, config.latents)
             dataset = Dataset(config.dataset, self.loaded.schema, self.loaded.catalog)
             self.prompts = prompt_encoder(embedding, self.reasoner.tokenizer, dataset)
             LatentStore.open(config.latents).require(store_provenance(self.reasoner, self.prompts, embedding))

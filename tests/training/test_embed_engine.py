@@ -74,7 +74,13 @@ def test_a_store_made_by_the_engine(
     made = manifest.stat().st_mtime_ns
     embed_dataset(dataset, tmp_path / "engine", config, splits=("train",), progress=False)
     assert manifest.stat().st_mtime_ns == made
-    assert load_reasoner(config).provenance == load_reasoner(config, tmp_path / "engine").provenance
+    assert load_reasoner(config, tmp_path / "engine").provenance.items() <= stores[1].provenance.items()
+    if dtype == "fp32":
+        assert load_reasoner(config).provenance == load_reasoner(config, tmp_path / "engine").provenance
+    else:  # calibrated on this dataset's prompts: the states are not moved as a whole
+        moved = (right - left).mean(dim=0).abs().max()
+        assert moved < 1e-5 * left.abs().max()
+        assert moved < 1e-2 * (right - left).abs().mean()
     with pytest.raises(ProvenanceError):
         embed_dataset(dataset, tmp_path / "engine", embedding, splits=("train",), progress=False)
     manifest.write_text("{}")  # a damaged engine is built again, and is the same

@@ -14,9 +14,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError
 from rgalign.prompt import PromptEncoder
-from rgalign.reasoner.hf import HFReasoner
+from rgalign.reasoner.external import ExternalReasoner
 from rgalign.reasoner.prefix_tree import TokenIds
-from rgalign.training.embed import EmbedConfig, embed_prompts, load_reasoner, prompt_encoder, store_provenance
+from rgalign.training.embed import EmbedConfig, Reasoner, embed_prompts, load_reasoner, prompt_encoder, store_provenance
 from rgalign.training.latents import LatentStore
 from rgalign.training.reward.candidate_prompts import computed_tokens
 
@@ -44,27 +44,28 @@ class CandidateEmbedder:
         counts: of this object's life.
     """
 
-    def __init__(self, reasoner: HFReasoner, encoder: PromptEncoder, store: LatentStore, dtype: str) -> None:
+    def __init__(self, reasoner: Reasoner, encoder: PromptEncoder, store: LatentStore, dtype: str) -> None:
         self.reasoner, self.encoder, self.store = reasoner, encoder, store
         self.counts = TokenCounts()
         self._dtype = dtype
 
     @classmethod
     def load(
-        cls, embedding: EmbedConfig, dataset: Dataset, trained_on: dict[str, Any], path: Path
+        cls, embedding: EmbedConfig, dataset: Dataset, latents: Path, trained_on: dict[str, Any], path: Path
     ) -> CandidateEmbedder:
         """Loads the reasoner that ``embedding`` names.
 
         Args:
-            trained_on: provenance of the ranker's latent queries.
+            latents: directory of the ranker's latent queries.
+            trained_on: provenance of those that it was trained on.
             path: the candidates' store, opened or made.
 
         Raises:
             ProvenanceError: the reasoner of today is not the one that made the ranker's latent queries.
             ConfigError: latent queries that are no state of the reasoner (pooling ``external``).
         """
-        reasoner = load_reasoner(embedding)
-        if not isinstance(reasoner, HFReasoner):
+        reasoner = load_reasoner(embedding, latents)
+        if isinstance(reasoner, ExternalReasoner):
             required = "latent queries that are the reasoner's own states (pooling ltp, mean or eos)"
             raise ConfigError(where="reward", required=required, received=f"pooling {embedding.pooling}")
         encoder = prompt_encoder(embedding, reasoner.tokenizer, dataset)

@@ -126,7 +126,9 @@ class Reward:
         embedding = load_config(EmbedConfig, self.stage1.latents / EMBED_CONFIG)
         if self.config.max_batch_tokens is not None:
             embedding = embedding.model_copy(update={"max_batch_tokens": self.config.max_batch_tokens})
-        return CandidateEmbedder.load(embedding, self.dataset, template.latents, self.out / LATENTS)
+        return CandidateEmbedder.load(
+            embedding, self.dataset, self.stage1.latents, template.latents, self.out / LATENTS
+        )
 
     def _priority(self) -> list[str]:
         names: list[str] = read_json(self.config.candidates / "metrics.json")["priority"]

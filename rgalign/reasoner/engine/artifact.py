@@ -24,6 +24,7 @@ from rgalign.files import read_json, sha256_file, sha256_json, sync_directory, w
 from rgalign.reasoner.engine.checkpoint import DecoderConfig, as_numpy
 from rgalign.reasoner.engine.quantize import ACTIVATION_LEVELS, EngineDtype, activation_levels
 
+STATE_SHIFT = "state_shift"  # [D], by which quantisation moves every state; absent if it was not calibrated
 FORMAT = 1  # raise when a tensor's meaning changes
 MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "quantization"
 
@@ -33,7 +34,7 @@ class Manifest:
     """Args:
     dtype: of the weights and activations in matrix products.
     config: sizes; model: fingerprint of the checkpoint; source: how it was named.
-    calibration: how outliers were moved, empty if they were not.
+    calibration: on how many prompts, and how outliers were moved; empty if it was not calibrated.
     prompt: prefix_ids, template and its hash, of the dataset it was calibrated on; may be empty.
     files: name -> sha256 of every other file.
     """
@@ -138,6 +139,12 @@ def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
     except (SafetensorError, KeyError) as error:
         raise DataError(where=f"{directory / TENSORS}", required="an engine's tensors", received=str(error)) from error
     return model
+
+
+def load_state_shift(directory: Path) -> torch.Tensor | None:
+    """What :func:`load_model` leaves out. The directory's manifest has been read, so the file is whole."""
+    with safe_open(str(directory / TENSORS), framework="pt") as file:
+        return file.get_tensor(STATE_SHIFT) if STATE_SHIFT in set(file.keys()) else None
 
 
 def to_bytes(value: Any) -> bytes:

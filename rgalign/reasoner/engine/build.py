@@ -1,4 +1,10 @@
-"""A checkpoint -> an engine directory: fuse, smooth, quantise, report, write."""
+"""A checkpoint -> an engine directory: fuse, smooth, quantise, correct, report, write.
+
+Rounding errors of the weights meet the same large activations in every prompt, and so move all states alike. Measured
+on Boston (SmolLM2, 8-bit weights), that shift is 2.5 standard deviations in one dimension and five sixths of the error.
+A calibrated engine knows it, and its reasoner takes it off (bias correction, Nagel et al., arXiv 1906.04721, 4.2;
+at the output only).
+"""
 
 from __future__ import annotations
 
@@ -7,13 +13,17 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 import torch
 
 from rgalign.errors import ConfigError
-from rgalign.reasoner.engine.artifact import REPORT, Manifest, to_bytes, write_artifact
-from rgalign.reasoner.engine.calibrate import MatrixError, matrix_error, observe
+from rgalign.files import sha256_json
+from rgalign.prompt import PromptEncoder
+from rgalign.reasoner.engine.artifact import REPORT, STATE_SHIFT, Manifest, to_bytes, write_artifact
+from rgalign.reasoner.engine.calibrate import MatrixError, Observed, matrix_error, observe
 from rgalign.reasoner.engine.checkpoint import Checkpoint, DecoderLayer, checkpoint_directory, read_config
 from rgalign.reasoner.engine.quantize import (
     ACTIVATION_LEVELS,
@@ -22,6 +32,7 @@ from rgalign.reasoner.engine.quantize import (
     quantize_rows,
     smooth,
 )
+from rgalign.reasoner.engine.reasoner import load_engine
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import model_fingerprint
 
@@ -39,6 +50,20 @@ class Calibration:
     prompts: Sequence[TokenIds]
     alpha: float | None = None
     prompt: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, encoder: PromptEncoder, prompts: Sequence[TokenIds], *, count: int, alpha: float | None = None
+    ) -> Calibration:
+        """``count`` of the prompts, spread evenly, after the encoder's constant prefix."""
+        prefix = np.asarray(encoder.prefix_ids, dtype=np.int32)
+        chosen = np.unique(np.linspace(0, len(prompts) - 1, count).astype(int))
+        named = {
+            "template": encoder.template.name,
+            "frame": sha256_json([encoder.prefix_ids, encoder.suffix_ids]),
+            "prefix_ids": list(encoder.prefix_ids),
+        }
+        return cls([np.concatenate([prefix, prompts[row]]) for row in chosen], alpha, named)
 
 
 def build_engine(ref: str, out: Path, dtype: str, calibration: Calibration | None = None) -> Manifest:
@@ -65,9 +90,10 @@ def build_engine(ref: str, out: Path, dtype: str, calibration: Calibration | Non
         tensors["final_norm"] = checkpoint.final_norm(config)
         for index in range(config.num_layers):
             layer = checkpoint.layer(config, index)
-            rows = {name: of.rows for name, of in seen[index].items()} if seen else {}
+            inputs = seen.layers[index] if seen else {}
+            rows = {name: of.rows for name, of in inputs.items()}
             if seen and calibration and calibration.alpha is not None:
-                layer, factors = smooth(layer, {name: of.peaks for name, of in seen[index].items()}, calibration.alpha)
+                layer, factors = smooth(layer, {name: of.peaks for name, of in inputs.items()}, calibration.alpha)
                 rows = {name: values / factors.get(name, 1.0) for name, values in rows.items()}
             tensors.update({f"layers.{index}.{name}": value for name, value in _tensors(layer, dtype).items()})
             if dtype != "fp32":
@@ -83,7 +109,19 @@ def build_engine(ref: str, out: Path, dtype: str, calibration: Calibration | Non
         prompt=dict(calibration.prompt) if calibration else {},
         files={},
     )
+    if seen and calibration:
+        tensors[STATE_SHIFT] = _state_shift(tensors, manifest, calibration.prompts, seen)
     return write_artifact(out, tensors, manifest, _reports(errors))
+
+
+def _state_shift(
+    tensors: Mapping[str, torch.Tensor], manifest: Manifest, prompts: Sequence[TokenIds], seen: Observed
+) -> torch.Tensor:
+    """[D] mean of this engine's states minus the model's own, over the prompts."""
+    with TemporaryDirectory() as temporary:
+        directory = Path(temporary) / "engine"
+        write_artifact(directory, tensors, manifest, {})
+        return (load_engine(directory, torch.get_num_threads()).embed(prompts) - seen.states).mean(dim=0)
 
 
 def _tensors(layer: DecoderLayer, dtype: str) -> dict[str, torch.Tensor]:

@@ -33,6 +33,14 @@ LayerSeen: TypeAlias = dict[str, Seen]  # of qkv, out, gate_up, down
 
 
 @dataclass(frozen=True)
+class Observed:
+    """What a model read and answered: inputs of each layer's matrices, and [B, D] states after the final norm."""
+
+    layers: list[LayerSeen]
+    states: torch.Tensor
+
+
+@dataclass(frozen=True)
 class MatrixError:
     """Error of one matrix product on observed inputs; without any, of the weight alone.
 
@@ -46,8 +54,8 @@ class MatrixError:
     relative: float
 
 
-def observe(ref: str, prompts: Sequence[TokenIds]) -> list[LayerSeen]:
-    """Runs whole prompts through the model ``ref`` and keeps, layer by layer, what its matrices read."""
+def observe(ref: str, prompts: Sequence[TokenIds]) -> Observed:
+    """Runs whole prompts through the model ``ref`` and keeps what its matrices read, and each prompt's last state."""
     from transformers import AutoModelForCausalLM
 
     if not prompts:
@@ -70,15 +78,18 @@ def observe(ref: str, prompts: Sequence[TokenIds]) -> list[LayerSeen]:
         for index, layer in enumerate(decoder.layers)
         for name, path in HOOKED.items()
     ]
+    states: list[torch.Tensor] = []
     with torch.no_grad():
         for prompt in prompts:
-            decoder(input_ids=torch.from_numpy(np.asarray(prompt, dtype=np.int64))[None], use_cache=False)
+            ids = torch.from_numpy(np.asarray(prompt, dtype=np.int64))[None]
+            states.append(decoder(input_ids=ids, use_cache=False).last_hidden_state[0, -1])
     for hook in hooks:
         hook.remove()
-    return [
+    layers = [
         {name: Seen(torch.cat(rows), peaks[layer][name]) for name, rows in matrices.items()}
         for layer, matrices in enumerate(found)
     ]
+    return Observed(layers, torch.stack(states))
 
 
 def matrix_error(layer: int, name: str, weight: torch.Tensor, rows: torch.Tensor | None, levels: int) -> MatrixError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from pathlib import Path
 from typing import cast
 
@@ -10,7 +11,7 @@ import torch
 
 from rgalign.errors import ConfigError, DataError
 from rgalign.reasoner.engine.artifact import MANIFEST, read_manifest
-from rgalign.reasoner.engine.build import build_engine
+from rgalign.reasoner.engine.build import Calibration, build_engine
 from rgalign.reasoner.engine.quantize import EngineDtype
 from rgalign.reasoner.engine.reasoner import EnginePooling, EngineReasoner, load_engine
 from rgalign.reasoner.pretrained import cache_directory, load_tokenizer, model_fingerprint
@@ -19,11 +20,20 @@ logger = logging.getLogger(__name__)
 
 
 def engine_beside(
-    store: Path | None, model: str, dtype: EngineDtype, *, pooling: str, max_batch_tokens: int
+    store: Path | None,
+    model: str,
+    dtype: EngineDtype,
+    *,
+    pooling: str,
+    max_batch_tokens: int,
+    calibration: Callable[[], Calibration | None] = lambda: None,
 ) -> EngineReasoner:
     """The engine of ``model`` in ``store/engine-DTYPE``, built if it is not there or of other weights.
 
-    Without a store (one recommendation, a few candidates) it is kept in the cache directory; it is the same engine.
+    Without a store it is kept in the cache directory, uncalibrated.
+
+    Args:
+        calibration: of an engine that has to be built.
 
     Raises:
         ConfigError: a pooling that it does not have.
@@ -36,7 +46,7 @@ def engine_beside(
         directory = store / f"engine-{dtype}"
     if not _is_there(directory, model):
         logger.info("building the %s engine of %s in %s (once)", dtype, model, directory)
-        build_engine(model, directory, dtype)
+        build_engine(model, directory, dtype, calibration())
     return load_engine(
         directory,
         torch.get_num_threads(),

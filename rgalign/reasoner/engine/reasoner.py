@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rgalign import _C
 from rgalign.errors import ConfigError, DataError
 from rgalign.files import sha256_json
-from rgalign.reasoner.engine.artifact import Manifest, load_model, read_manifest
+from rgalign.reasoner.engine.artifact import Manifest, load_model, load_state_shift, read_manifest
 from rgalign.reasoner.prefix_tree import PrefixTree, TokenIds, prefix_trees
 
 EnginePooling = Literal["ltp", "eos"]
@@ -36,6 +36,8 @@ class EngineReasoner:
         threads: cores to use.
         max_batch_tokens: new tokens of one forward pass; longer calls are split, a longer prompt is computed whole.
         instructions: one of ``INSTRUCTION_SETS``, for tests; the same bits.
+        state_shift: [D] to subtract from the states at the prompt's last token (:func:`build_engine` measures it); not
+            from those at an end-of-text token, where it was not measured.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class EngineReasoner:
         pooling: EnginePooling = "ltp",
         max_batch_tokens: int = 256,
         instructions: str = "auto",
+        state_shift: torch.Tensor | None = None,
     ) -> None:
         if threads < 1:
             raise ConfigError(where="EngineReasoner threads", required="at least 1", received=str(threads))
@@ -60,6 +63,7 @@ class EngineReasoner:
         self.manifest = manifest
         self.tokenizer = tokenizer
         self.pooling = pooling
+        self._shift = state_shift if pooling == "ltp" else None
         self.max_batch_tokens = max_batch_tokens
         self.hidden_size = manifest.config.hidden
         self.provenance: dict[str, str] = {
@@ -116,7 +120,7 @@ class EngineReasoner:
             for tree in prefix_trees(prompts, self.max_batch_tokens):
                 latents[tree.rows] = torch.from_numpy(self._forward(tree))
                 on_prompts(len(tree.rows))
-        return latents
+        return latents if self._shift is None else latents - self._shift
 
     def _forward(self, tree: PrefixTree) -> NDArray[np.float32]:
         pack = pack_tree(tree)
@@ -209,4 +213,5 @@ def load_engine(
         threads=threads,
         pooling=pooling,
         max_batch_tokens=max_batch_tokens,
+        state_shift=load_state_shift(path),
     )
