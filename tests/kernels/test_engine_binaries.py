@@ -1,0 +1,42 @@
+"""What the reasoner engine's compiled kernels use on GPUs that are not here: registers, spills, shared memory."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton", reason="Triton is not installed (the extra `gpu`)")
+
+from rgalign.kernels.int8_gemm_plan import MAX_SPLIT_COLUMNS, TILES
+
+SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
+ROWS = {"add_norm int8", "swiglu int8", "quantize_rows", "qk_norm_rope"}
+
+
+@pytest.mark.parametrize("arch", SHARED_BYTES)
+def test_the_binaries_fit_the_gpu(arch: int) -> None:
+    """Every tile of the table on an H200's architecture; elsewhere the two widest products and attention."""
+    split = {
+        f"gemm {tile.block_m}x{tile.block_n}x{tile.block_k} split"
+        for tile in TILES
+        if tile.block_n <= MAX_SPLIT_COLUMNS
+    }
+    wanted = {"gemm 128x256x64", "gemm 128x128x128 split", "attention"}
+    if arch == 90:
+        wanted = ROWS | split | {"gemm 128x256x64", "attention", "attention d64", "attention last"}
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    command = [sys.executable, "-m", "rgalign.bench.gpu.engine_binaries", "--arch", str(arch), "--kernel", *wanted]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    assert {row["kernel"] for row in rows} == wanted
+    for row in rows:
+        print(row)
+        assert row["spilled_bytes"] == 0, row
+        assert row["shared_bytes"] <= SHARED_BYTES[arch], row
+        assert 0 < row["registers"] <= 255
+        if row["kernel"] not in ROWS:
+            assert row["async_copies"] > 0, "the next tiles are not loaded ahead"
+            assert row["tensor_core_instructions"] > 0
