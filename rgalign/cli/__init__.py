@@ -40,6 +40,7 @@ def main() -> None:
     # Before torch starts its threads: waiting ones sleep instead of spinning, which on a shared machine, where one
     # thread of two may be without a core, made embedding four times slower than with a single thread.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports its use otherwise
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
         app()

@@ -118,6 +118,7 @@ class _Alignment:
         from transformers import PrinterCallback
 
         from rgalign.training.alignment.curves import Curves
+        from rgalign.training.alignment.supervised_positions import supervised_positions_only
 
         trainer, config = self.trainer, self.inputs.config
         checkpoint = newest_whole(self.run.path / "checkpoint")
@@ -130,9 +131,10 @@ class _Alignment:
             trainer.add_callback(Curves(log, sessions_per_step=config.effective_batch, on_step=on_step))
             if self.num_held_out and checkpoint is None:
                 trainer.args.eval_on_start = True
-            trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-            if self.num_held_out and not _measured_last(trainer.state):
-                trainer.evaluate()
+            with supervised_positions_only():
+                trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
+                if self.num_held_out and not _measured_last(trainer.state):
+                    trainer.evaluate()
         self._save()
         if main:
             self.run.finish(self._metrics(time.perf_counter() - began))

@@ -16,6 +16,7 @@ from rgalign.errors import DataError
 from rgalign.reasoner.engine.checkpoint import checkpoint_directory
 from rgalign.reasoner.engine.quantize import quantize_rows
 from rgalign.reasoner.prefix_tree import TokenIds
+from rgalign.reasoner.pretrained import load_causal_lm
 
 HOOKED = {"qkv": "self_attn.q_proj", "out": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
 KEPT_ROWS = 256  # of a matrix's inputs, spread over all prompts
@@ -56,12 +57,10 @@ class MatrixError:
 
 def observe(ref: str, prompts: Sequence[TokenIds]) -> Observed:
     """Runs whole prompts through the model ``ref`` and keeps what its matrices read, and each prompt's last state."""
-    from transformers import AutoModelForCausalLM
-
     if not prompts:
         raise DataError(where="calibration", required="at least one prompt", received="none")
-    model: Any = AutoModelForCausalLM.from_pretrained(str(checkpoint_directory(ref)), dtype=torch.float32)
-    decoder: Any = model.eval().get_decoder()
+    model, _ = load_causal_lm(str(checkpoint_directory(ref)))
+    decoder: Any = model.get_decoder()
     found: list[dict[str, list[torch.Tensor]]] = [{name: [] for name in HOOKED} for _ in decoder.layers]
     peaks: list[dict[str, torch.Tensor]] = [{} for _ in decoder.layers]
     per_prompt = max(2, KEPT_ROWS // len(prompts))

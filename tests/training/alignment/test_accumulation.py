@@ -9,11 +9,14 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from trl.kernels import chunked_logprob
+from trl.trainer import utils
 
 from rgalign.training.alignment.align import build_trainer
 from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
 from rgalign.training.alignment.alignment_inputs import AlignmentInputs
 from rgalign.training.alignment.policy import load_policy
+from rgalign.training.alignment.supervised_positions import supervised_positions_only
 from rgalign.training.alignment.trainer_arguments import trainer_arguments
 
 Make = Callable[..., AlignmentConfig]
@@ -72,3 +75,29 @@ def test_softmax_dpo_with_one_rejected_is_dpo(make_config: Make, tmp_path: Path)
     assert max(float(value.abs().max()) for value in pair.values()) > 1e-3
     for name, expected in pair.items():
         torch.testing.assert_close(several[name], expected, atol=TOLERANCE, rtol=TOLERANCE)
+
+
+@pytest.mark.parametrize("objective", ["sft", "contrast", "dpo"])
+def test_head_at_supervised_positions_alone(
+    objective: Objective, make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[int] = []
+
+    class Counted:
+        @staticmethod
+        def apply(hidden: Tensor, *arguments: Any) -> Any:
+            rows.append(len(hidden))
+            return fused(hidden, *arguments)
+
+    fused = utils._ChunkedLogProbFunction.apply
+    monkeypatch.setattr(utils, "_ChunkedLogProbFunction", Counted)
+    config = make_config(tuning="full", effective_batch=8, micro_batch=8)
+    everywhere = step_gradients(config, objective, tmp_path / "everywhere")
+    all_rows, rows[:] = sum(rows), []
+    with supervised_positions_only():
+        supervised = step_gradients(config, objective, tmp_path / "supervised")
+    assert 0 < sum(rows) < all_rows / 2
+    assert everywhere.keys() == supervised.keys()
+    for name, gradient in everywhere.items():
+        torch.testing.assert_close(supervised[name], gradient, rtol=TOLERANCE, atol=TOLERANCE)
+    assert utils._use_triton is chunked_logprob._use_triton
