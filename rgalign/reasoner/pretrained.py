@@ -62,7 +62,12 @@ def resolve_model(ref: str) -> str:
 
 
 def load_causal_lm(ref: str, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
-    """Model (evaluation mode, parameters frozen) and tokenizer of ``ref``. No code of the model's own is ever run."""
+    """Model and tokenizer of ``ref``, see :func:`load_model`."""
+    return load_model(ref, dtype), load_tokenizer(ref)
+
+
+def load_model(ref: str, dtype: torch.dtype = torch.float32) -> Any:
+    """Evaluation mode, parameters frozen. No code of the model's own is ever run."""
     from transformers import AutoModelForCausalLM
 
     source = resolve_model(ref)
@@ -72,8 +77,7 @@ def load_causal_lm(ref: str, dtype: torch.dtype = torch.float32) -> tuple[Any, A
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except OSError as error:
         raise _unreachable(ref, error) from error
-    model.eval().requires_grad_(False)
-    return model, load_tokenizer(ref)
+    return model.eval().requires_grad_(False)
 
 
 def load_tokenizer(ref: str) -> Any:

@@ -16,7 +16,7 @@ from rgalign.errors import DataError
 from rgalign.reasoner.engine.checkpoint import checkpoint_directory
 from rgalign.reasoner.engine.quantize import quantize_rows
 from rgalign.reasoner.prefix_tree import TokenIds
-from rgalign.reasoner.pretrained import load_causal_lm
+from rgalign.reasoner.pretrained import load_model
 
 HOOKED = {"qkv": "self_attn.q_proj", "out": "self_attn.o_proj", "gate_up": "mlp.gate_proj", "down": "mlp.down_proj"}
 KEPT_ROWS = 256  # of a matrix's inputs, spread over all prompts
@@ -59,7 +59,7 @@ def observe(ref: str, prompts: Sequence[TokenIds]) -> Observed:
     """Runs whole prompts through the model ``ref`` and keeps what its matrices read, and each prompt's last state."""
     if not prompts:
         raise DataError(where="calibration", required="at least one prompt", received="none")
-    model, _ = load_causal_lm(str(checkpoint_directory(ref)))
+    model = load_model(str(checkpoint_directory(ref)))
     decoder: Any = model.get_decoder()
     found: list[dict[str, list[torch.Tensor]]] = [{name: [] for name in HOOKED} for _ in decoder.layers]
     peaks: list[dict[str, torch.Tensor]] = [{} for _ in decoder.layers]

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 from rgalign.cli import app
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, ProvenanceError
-from rgalign.reasoner.pretrained import load_causal_lm, load_tokenizer
+from rgalign.reasoner.pretrained import load_model, load_tokenizer
 from rgalign.training.engine_export import export_run
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import load_ranker
@@ -34,7 +34,7 @@ def test_an_exported_run_gives_its_query_vectors_from_text(trained: SimpleNamesp
     latents = torch.from_numpy(store.take(store.rows(dataset, "valid")))
     with torch.no_grad():
         expected = torch.nn.functional.normalize(loaded.ranker.query(latents), dim=-1)
-        decoder = load_causal_lm(str(tmp_path / "out"))[0].get_decoder()
+        decoder = load_model(str(tmp_path / "out")).get_decoder()
         dense = load_file(tmp_path / "out" / "2_Dense" / "model.safetensors")
         tokenizer = load_tokenizer(str(tmp_path / "out"))
         for row, page in enumerate(dataset.table("valid", ["page"]).column("page").to_pylist()[:12]):

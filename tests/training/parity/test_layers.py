@@ -17,7 +17,7 @@ from rgalign.files import read_json, sha256_file, write_json
 from rgalign.reasoner.engine.artifact import MANIFEST, TENSORS, load_state_shift
 from rgalign.reasoner.engine.build import Calibration, build_engine
 from rgalign.reasoner.engine.reasoner import load_engine
-from rgalign.reasoner.pretrained import load_causal_lm
+from rgalign.reasoner.pretrained import load_model
 from rgalign.training.parity.layers import layer_errors, quantized_layers, read_layers, write_layers
 
 PROMPTS = [np.random.default_rng(row).integers(0, 256, 9 + 5 * row).astype(np.int32) for row in range(4)]
@@ -25,7 +25,7 @@ PROMPTS = [np.random.default_rng(row).integers(0, 256, 9 + 5 * row).astype(np.in
 
 @pytest.fixture(scope="module")
 def model(trained: SimpleNamespace) -> Any:
-    return load_causal_lm(trained.model)[0]
+    return load_model(trained.model)
 
 
 @pytest.mark.parametrize(("dtype", "alpha"), [("int8", None), ("int8", 0.5), ("int8a12", None)])
