@@ -65,11 +65,13 @@ class Lists:
         logits: [B, L] scaled and corrected scores, MASKED outside the list.
         labels: [B, L] float, 1 for a click.
         mask: [B, L] bool, False for padding.
+        popularity: [B, L] logits of a click that knows nothing of the session, corrected as ``logits`` are.
     """
 
     logits: Tensor
     labels: Tensor
     mask: Tensor
+    popularity: Tensor
 
     @property
     def has_click(self) -> Tensor:
@@ -89,8 +91,14 @@ def click_target(labels: Tensor, mask: Tensor, target: Target) -> Tensor:
 def listwise_kl(lists: Lists, target: Target) -> Tensor:
     """KL(P_click || P_pred) of each list: [B] float32, 0 for lists without a click."""
     wanted = click_target(lists.labels, lists.mask, target)
-    predicted = lists.logits.float().log_softmax(dim=-1).masked_fill(~lists.mask, 0.0)
-    return torch.where(lists.has_click, (torch.xlogy(wanted, wanted) - wanted * predicted).sum(-1), 0.0)
+    entropy = -torch.xlogy(wanted, wanted).sum(-1)
+    return torch.where(lists.has_click, cross_entropy(lists.logits, wanted, lists.mask) - entropy, 0.0)
+
+
+def cross_entropy(logits: Tensor, wanted: Tensor, mask: Tensor) -> Tensor:
+    """[B] nats of ``wanted`` [B, L] under softmax(logits); 0 where nothing is wanted."""
+    predicted = logits.float().log_softmax(dim=-1).masked_fill(~mask, 0.0)
+    return -(wanted * predicted).sum(-1)
 
 
 class ListBuilder(nn.Module):
@@ -119,29 +127,40 @@ class ListBuilder(nn.Module):
         if self.config.sampled_negatives:
             return self._sampled_lists(logits, labels, batch)
         if batch.candidates is not None:
-            return slate_lists(logits, labels, batch.candidates)
+            return slate_lists(logits, labels, batch.candidates, self._log_popularity())
         mask = (
             (self.clicks > 0) | (labels > 0) if self.config.mask_unseen else torch.ones_like(labels, dtype=torch.bool)
         )
-        return Lists(logits.masked_fill(~mask, MASKED), labels, mask)
+        popularity = self._log_popularity().expand_as(logits)
+        return Lists(logits.masked_fill(~mask, MASKED), labels, mask, popularity.masked_fill(~mask, MASKED))
+
+    def _log_popularity(self) -> Tensor:
+        """[N]; half a click for intents without one."""
+        return (self.clicks + 0.5).log()
 
     def _batch_lists(self, logits: Tensor, labels: Tensor, batch: SessionBatch) -> Lists:
         entries = batch.clicked[batch.clicked >= 0]
         if self.config.logq_correction:
             logits = logits - (self.clicks.clamp_min(1.0) / self.clicks.sum().clamp_min(1.0)).log()
-        return Lists(logits[:, entries], labels[:, entries], torch.ones_like(labels[:, entries], dtype=torch.bool))
+        logits, labels = logits[:, entries], labels[:, entries]
+        # The batch's clicks were drawn by popularity: among them a click that knows nothing is uniform.
+        return Lists(logits, labels, torch.ones_like(labels, dtype=torch.bool), torch.zeros_like(logits))
 
     def _sampled_lists(self, logits: Tensor, labels: Tensor, batch: SessionBatch) -> Lists:
         """The slate as it is, plus shared negatives: an unbiased estimate of the whole catalogue's partition sum."""
         slate = batch.clicked if batch.candidates is None else batch.candidates
-        listed = slate_lists(logits, labels, slate)
+        log_popularity = self._log_popularity()
+        listed = slate_lists(logits, labels, slate, log_popularity)
         drawn, correction = self._draw(logits.shape[1])
         fresh = ~scatter_rows(slate, logits.shape[1])[:, drawn]  # what is on the slate already is not drawn again
-        sampled = logits[:, drawn] - correction if self.config.logq_correction else logits[:, drawn]
+        if not self.config.logq_correction:
+            correction = torch.zeros_like(correction)
+        sampled, chance = logits[:, drawn] - correction, (log_popularity[drawn] - correction).expand(len(logits), -1)
         return Lists(
             logits=torch.cat((listed.logits, sampled.masked_fill(~fresh, MASKED)), dim=-1),
             labels=torch.cat((listed.labels, labels[:, drawn].masked_fill(~fresh, 0.0)), dim=-1),
             mask=torch.cat((listed.mask, fresh), dim=-1),
+            popularity=torch.cat((listed.popularity, chance.masked_fill(~fresh, MASKED)), dim=-1),
         )
 
     def _draw(self, num_intents: int) -> tuple[Tensor, Tensor]:
@@ -152,10 +171,15 @@ class ListBuilder(nn.Module):
         return drawn, (self.config.sampled_negatives * share[drawn]).log()
 
 
-def slate_lists(logits: Tensor, labels: Tensor, slate: Tensor) -> Lists:
-    """Lists over ``slate`` [B, C] of catalogue rows, -1 for padding."""
+def slate_lists(logits: Tensor, labels: Tensor, slate: Tensor, popularity: Tensor) -> Lists:
+    """Lists over ``slate`` [B, C] of catalogue rows, -1 for padding; ``popularity`` [N] logits."""
     mask, rows = slate >= 0, slate.clamp_min(0)
-    return Lists(logits.gather(1, rows).masked_fill(~mask, MASKED), labels.gather(1, rows) * mask, mask)
+    return Lists(
+        logits.gather(1, rows).masked_fill(~mask, MASKED),
+        labels.gather(1, rows) * mask,
+        mask,
+        popularity[rows].masked_fill(~mask, MASKED),
+    )
 
 
 def scatter_rows(rows: Tensor, num_intents: int) -> Tensor:

@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from rgalign.data.batch import SessionBatch
 from rgalign.errors import DataError
-from rgalign.models.confidence import Agreement, ConfidenceWeights
+from rgalign.models.confidence import ConfidenceWeights, Surprise
 from rgalign.models.layers import unit
 from rgalign.models.loss import ListBuilder, LossConfig, listwise_kl
 from rgalign.models.query_tower import QueryTower
@@ -160,10 +160,9 @@ class Ranker(nn.Module):
         if self.confidence is None:
             total = divergence.sum() / count + titles
             return Loss(total, rank.detach(), torch.zeros_like(rank), torch.ones_like(valid), num_lists)
-        agreement = Agreement.of(lists)
-        weights, penalty = self.confidence(user, query, batch.categorical, agreement, epoch=epoch)
-        total = (weights * divergence).sum() / count + penalty + titles
-        return Loss(total, rank.detach(), penalty.detach(), weights, num_lists)
+        weights, predictor = self.confidence(user, query, batch.categorical, Surprise.of(lists), epoch=epoch)
+        total = (weights * divergence).sum() / count + predictor + titles
+        return Loss(total, rank.detach(), predictor.detach(), weights, num_lists)
 
     def _part_divergence(self, scores: Scores, batch: SessionBatch) -> Tensor:
         """[B]: the divergence of û·î alone plus that of q̂·î alone."""

@@ -59,7 +59,7 @@ def test_exp_targets_are_almost_flat() -> None:
 
 def test_divergence_by_hand() -> None:
     logits = torch.tensor([[2.0, 0.0, 1.0]])
-    lists = Lists(logits, torch.tensor([[1.0, 0, 0]]), torch.ones(1, 3, dtype=torch.bool))
+    lists = Lists(logits, torch.tensor([[1.0, 0, 0]]), torch.ones(1, 3, dtype=torch.bool), torch.zeros(1, 3))
     expected = -math.log(math.e**2 / (math.e**2 + 1 + math.e))  # the target is one-hot: its entropy is 0
     assert listwise_kl(lists, "normalized").item() == pytest.approx(expected, abs=1e-6)
 
@@ -70,7 +70,7 @@ def test_kl_and_cross_entropy_have_one_gradient(target: str) -> None:
     labels = torch.zeros(4, NUM_INTENTS).scatter_(1, torch.tensor([[0, 1], [2, 3], [4, 5], [1, 4]]), 1.0)
     mask = torch.rand(4, NUM_INTENTS, generator=torch.Generator().manual_seed(5)) < 0.7
     mask |= labels > 0
-    lists = Lists(logits.masked_fill(~mask, MASKED), labels, mask)
+    lists = Lists(logits.masked_fill(~mask, MASKED), labels, mask, torch.zeros_like(logits))
     (kl,) = torch.autograd.grad(listwise_kl(lists, target).sum(), logits)
     wanted = click_target(labels, mask, target).double()
     log_p = logits.masked_fill(~mask, MASKED).log_softmax(-1).masked_fill(~mask, 0)

@@ -41,7 +41,7 @@ def test_the_ranker_learns_and_the_best_epoch_is_kept(run: Path, small_dataset: 
     history, metrics = lines(run), json.loads((run / "metrics.json").read_text())
     assert (run / "done").is_file()
     assert [record["epoch"] for record in history] == list(range(1, metrics["epochs"] + 1))
-    assert history[-1]["train_loss"] < 0.8 * history[0]["train_loss"]
+    assert history[-1]["train_loss"] < 0.9 * history[0]["train_loss"]  # of it, the confidence predictor's falls little
     values = [record["valid"]["ndcg@3"] for record in history]
     assert metrics["best_epoch"] == 1 + int(np.argmax(values))
     assert max(values) > values[0] > 0.2  # ... and more than an order by chance: about 0.3 of 7 intents
