@@ -113,7 +113,7 @@ def test_half_precision(dtype: torch.dtype, tolerance: float) -> None:
 
 
 @needs_kernels
-def test_a_querys_bits_depend_on_its_sequence_only() -> None:
+def test_bits_of_a_query_depend_on_its_sequence_only() -> None:
     given = inputs([6, 40, 3], 20, 32, 2, 1)
     rows = slice(6, 46)
     whole = given.found()[rows]

@@ -133,7 +133,7 @@ def test_the_prior_is_the_share_of_clicks_that_the_session_explains() -> None:
 
 
 def test_popularity_of_a_list_is_corrected_as_its_scores_are() -> None:
-    """Scores that equal log popularity know nothing of the session: on every kind of list both surprises are the same."""
+    """Scores equal to log popularity know nothing of the session: on every kind of list both surprises are the same."""
     torch.manual_seed(0)
     clicked = torch.tensor([[1], [4], [2]])
     slates = torch.tensor([[1, 3, 0], [4, 2, -1], [2, 0, 1]])
