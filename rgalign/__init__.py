@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from rgalign.errors import RgalignError as RgalignError
     from rgalign.intents import IntentCatalog as IntentCatalog
     from rgalign.prompt import PromptEncoder as PromptEncoder
+    from rgalign.recommender import Recommender as Recommender
+    from rgalign.recommender import load as load
     from rgalign.schema import FeatureSchema as FeatureSchema
 
 __version__ = "0.1.0"
@@ -21,8 +23,10 @@ _HOMES = {
     "FeatureSchema": "rgalign.schema",
     "IntentCatalog": "rgalign.intents",
     "PromptEncoder": "rgalign.prompt",
+    "Recommender": "rgalign.recommender",
     "RgalignError": "rgalign.errors",
     "SessionEncoder": "rgalign.data.encode",
+    "load": "rgalign.recommender",
 }
 
 __all__ = ["__version__", *_HOMES]

@@ -21,6 +21,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rgalign.chat_format import PromptTemplate
 from rgalign.config import Config, dump_config
 from rgalign.data.dataset import SPLITS, Dataset, read_shard
+from rgalign.errors import ConfigError
 from rgalign.files import sha256_json
 from rgalign.models.text_encoder import SentenceEncoder
 from rgalign.prompt import PromptEncoder
@@ -30,6 +31,7 @@ from rgalign.reasoner.engine.quantize import EngineDtype
 from rgalign.reasoner.engine.reasoner import EngineReasoner
 from rgalign.reasoner.external import ExternalReasoner
 from rgalign.reasoner.hf import HFReasoner, Pooling
+from rgalign.reasoner.other_engines import OTHER_DTYPES, OtherReasoner, load_other_engine
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import DEFAULT_MODEL, load_tokenizer
 from rgalign.training.latents import LatentStore, prompt_digest
@@ -54,7 +56,8 @@ class EmbedConfig(Config):
         titles: the intents' own words too, see title_latents.py; for rankers with ``loss.title_weight``.
         max_batch_tokens: new tokens of one forward pass.
         backend: ``hf`` the definition, or ``engine``: rgalign's own on a CPU, built once into the store's directory in
-            ``engine_dtype``; its vectors are another provenance.
+            ``engine_dtype``; its vectors are another provenance. ``vllm``, ``tensorrt_llm``: on a GPU, in one
+            of their own ``engine_dtype``; for int8 ``model`` is what ``rgalign engine build --for`` wrote.
     """
 
     model: str = DEFAULT_MODEL
@@ -70,11 +73,11 @@ class EmbedConfig(Config):
     store_dtype: Literal["float32", "float16"] = "float32"
     max_batch_tokens: int = 256
     device: str = "cpu"
-    backend: Literal["hf", "engine"] = "hf"
-    engine_dtype: EngineDtype = "fp32"
+    backend: Literal["hf", "engine", "vllm", "tensorrt_llm"] = "hf"
+    engine_dtype: EngineDtype | Literal["bf16", "fp16", "fp8"] = "fp32"
 
 
-Reasoner = HFReasoner | ExternalReasoner | EngineReasoner
+Reasoner = HFReasoner | ExternalReasoner | EngineReasoner | OtherReasoner
 
 
 class Embedder(Protocol):
@@ -115,10 +118,14 @@ def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Datas
         return engine_beside(
             store,
             config.model,
-            config.engine_dtype,
+            cast(EngineDtype, config.engine_dtype),
             pooling=config.pooling,
             max_batch_tokens=config.max_batch_tokens,
             calibration=lambda: None if dataset is None else calibration_on(dataset, config),
+        )
+    if config.backend != "hf":
+        return load_other_engine(
+            config.backend, config.model, config.engine_dtype, pooling=config.pooling, max_tokens=config.max_tokens
         )
     external = config.pooling == "external"
     reasoner = HFReasoner.from_pretrained(
@@ -179,6 +186,8 @@ def embed_dataset(
     Args:
         actors: compute with Ray; None computes here.
     """
+    if actors is not None and config.backend in OTHER_DTYPES:  # driver and actors would want the same GPU
+        raise ConfigError(where="--ray", required="backend hf or engine", received=config.backend)
     reasoner = load_reasoner(config, out, dataset)
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     store = LatentStore.create(out, store_provenance(reasoner, encoder, config))

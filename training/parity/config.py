@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
@@ -12,9 +13,10 @@ from rgalign.chat_format import PromptTemplate
 from rgalign.config import Config
 from rgalign.errors import ConfigError
 from rgalign.metrics.significance import Resampling
+from rgalign.reasoner.other_engines import OTHER_DTYPES, installed_engines
 
-Backend = Literal["engine"]
-DTYPES: dict[str, tuple[str, ...]] = {"engine": ("fp32", "int8a12", "int8")}
+Backend = Literal["engine", "vllm", "tensorrt_llm"]
+DTYPES: dict[str, tuple[str, ...]] = {"engine": ("fp32", "int8a12", "int8"), **OTHER_DTYPES}
 
 
 class Limits(Config):
@@ -56,6 +58,7 @@ class ParityConfig(Config):
         max_sessions: so many of them, evenly spaced; None: all.
         k: of the overlap and the metrics.
         engines: types of our own engine that are built and compared.
+        other_engines: those that are installed, vLLM and TensorRT-LLM, are compared in bf16 too, unless named already.
         template: of the prompts, where no ranker says which.
         limits: by type, over :func:`default_limits`.
         checked_prompts: of reused definition vectors, so many are computed again and must agree.
@@ -67,6 +70,7 @@ class ParityConfig(Config):
     max_sessions: int | None = Field(default=None, ge=2)
     k: int = Field(default=3, ge=1)
     engines: tuple[Literal["fp32", "int8a12", "int8"], ...] = ("fp32", "int8a12", "int8")
+    other_engines: bool = True
     template: str | PromptTemplate = "paper"
     limits: dict[str, Limits] = Field(default_factory=default_limits)
     checked_prompts: int = Field(default=8, ge=1)
@@ -129,3 +133,11 @@ class Candidate:
                 where="--with", required=f"one of {known}, or one of them =DIRECTORY", received=repr(text)
             )
         return cls(backend, dtype, Path(directory) if directory else None)  # type: ignore[arg-type]  # just checked
+
+
+def candidates(config: ParityConfig, extra: Sequence[Candidate]) -> list[Candidate]:
+    """What is compared: our own engine's types, the ones asked for, and the other engines that are installed."""
+    named = {candidate.backend for candidate in extra}
+    others = [name for name in installed_engines() if name not in named] if config.other_engines else []
+    own = [Candidate("engine", dtype) for dtype in config.engines]
+    return [*own, *extra, *(Candidate(name, "bf16") for name in others)]

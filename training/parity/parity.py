@@ -19,18 +19,20 @@ from rich.progress import Progress
 from rgalign.config import load_config
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, ProvenanceError
-from rgalign.files import sha256_json, write_json
+from rgalign.files import read_json, sha256_json, write_json
 from rgalign.reasoner.engine.artifact import read_manifest
 from rgalign.reasoner.engine.offline import engine_beside
 from rgalign.reasoner.engine.quantize import EngineDtype
 from rgalign.reasoner.engine.reasoner import EnginePooling, load_engine
 from rgalign.reasoner.hf import HFReasoner, Pooling
+from rgalign.reasoner.other_engines import load_other_engine
 from rgalign.reasoner.pretrained import load_tokenizer, model_fingerprint
 from rgalign.reasoner.protocol import Reasoner
+from rgalign.reasoner.quantized_checkpoint import INFO
 from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, calibration_on, prompt_encoder, store_provenance
 from rgalign.training.experiment import run_config
 from rgalign.training.latents import prompt_digest
-from rgalign.training.parity.config import Candidate, ParityConfig
+from rgalign.training.parity.config import Candidate, ParityConfig, candidates
 from rgalign.training.parity.gate import breaches
 from rgalign.training.parity.layers import LayerError, layer_errors, read_layers, write_layers
 from rgalign.training.parity.ranking import compared, rank_with, reference_metrics, users_of
@@ -101,7 +103,7 @@ def check_parity(
 
     vectors = {REFERENCE: exact}
     engines: list[Report] = []
-    for candidate in [*(Candidate("engine", dtype) for dtype in config.engines), *extra]:
+    for candidate in candidates(config, extra):
         reasoner = load_candidate(candidate, model, embedding, dataset, out, config.max_batch_tokens)
         found = {**provenance, **reasoner.provenance, "dim": reasoner.hidden_size}
         own = out / "vectors" / candidate.name
@@ -152,7 +154,15 @@ def load_candidate(
 
     Raises:
         ProvenanceError: an engine of another model or type.
+        EngineUnavailableError, EngineError: another engine that is not installed, or did not start.
     """
+    if candidate.backend != "engine":
+        if candidate.source is not None:
+            _require_made_of(candidate.source, model)
+        ref = model if candidate.source is None else str(candidate.source)
+        return load_other_engine(
+            candidate.backend, ref, candidate.dtype, pooling=embedding.pooling, max_tokens=embedding.max_tokens
+        )
     dtype = cast(EngineDtype, candidate.dtype)
     if candidate.source is None:
         return engine_beside(
@@ -164,6 +174,15 @@ def load_candidate(
             calibration=lambda: calibration_on(dataset, embedding),
         )
     return _given_engine(candidate.source, model, dtype, embedding, max_batch_tokens)
+
+
+def _require_made_of(checkpoint: Path, model: str) -> None:
+    """A checkpoint that `rgalign engine build --for` wrote says which model it was made of; others cannot be told."""
+    if not (checkpoint / INFO).is_file():
+        return
+    required, received = model_fingerprint(model), read_json(checkpoint / INFO)["model"]
+    if required != received:
+        raise ProvenanceError(where=f"checkpoint {checkpoint}", required=f"model {required}", received=received)
 
 
 def _given_engine(directory: Path, model: str, dtype: str, embedding: EmbedConfig, max_batch_tokens: int) -> Reasoner:
