@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "engine/kernels.h"
+
 namespace rgalign::engine {
 namespace {
 
@@ -41,12 +43,15 @@ struct EightAvx2 {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
+  // Eight codes, two at each of four places kPairs apart.
   static void store_rounded(std::int16_t* to, Eight x) {
     constexpr float kShift = 12582912.0F;
     const __m256i bits = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(kShift)));
     const __m256i codes = _mm256_sub_epi32(bits, _mm256_castps_si256(_mm256_set1_ps(kShift)));
     const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), packed);
+    const std::int32_t pairs[] = {_mm_cvtsi128_si32(packed), _mm_extract_epi32(packed, 1), _mm_extract_epi32(packed, 2),
+                                  _mm_extract_epi32(packed, 3)};
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kPairs, &pairs[i], sizeof pairs[i]);
   }
 };
 

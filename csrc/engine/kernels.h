@@ -7,9 +7,10 @@
 
 namespace rgalign::engine {
 
-constexpr int kPanel = 16;    // columns of a matrix that lie side by side
-constexpr int kTileRows = 6;  // rows computed together
-constexpr int kHalf = 8;      // a gate-up panel holds 8 columns of the gate, then the same 8 of up
+constexpr int kPanel = 16;             // columns of a matrix that lie side by side
+constexpr int kTileRows = 6;           // rows computed together
+constexpr int kPairs = 2 * kTileRows;  // codes of one pair of columns, of all rows of a tile
+constexpr int kHalf = 8;               // a gate-up panel holds 8 columns of the gate, then the same 8 of up
 
 // What becomes of a product v, after scales and bias.
 enum class Epilogue {
@@ -33,7 +34,8 @@ struct Product {
   std::int64_t first_panel, last_panel;  // which of them
   std::int64_t num_rows;
   const float* rows;          // fp32: [num_rows][row_stride]
-  const std::int16_t* codes;  // int8: [num_rows][row_stride], in 16 bits whatever their number of levels
+  const std::int16_t* codes;  // int8: [num_rows / kTileRows, rounded up][in / 2][kTileRows][2]: one stream a tile; in
+                              // 16 bits whatever their number of levels
   const float* row_scales;    // int8: [num_rows]
   std::int64_t row_stride;
   Epilogue epilogue;
@@ -72,7 +74,8 @@ struct Kernels {
   void (*matmul_int8)(const Product& product);
   // out = weight * in / sqrt(mean(in^2) + eps); n is a multiple of 8. `out` may be `in`.
   void (*rms_norm)(const float* in, const float* weight, std::int64_t n, float eps, float* out);
-  // codes = round(in * levels / max|in|), ties to even; returns max|in| / levels. n is a multiple of 8.
+  // codes = round(in * levels / max|in|), ties to even; returns max|in| / levels. n is a multiple of 8. `codes` is the
+  // row's place in a tile of Product::codes.
   float (*quantize)(const float* in, std::int64_t n, int levels, std::int16_t* codes);
   // Rotates the pairs (i, i + half) of one head; half is a multiple of 8.
   void (*rotate)(float* head, const float* cosines, const float* sines, std::int64_t half);

@@ -7,6 +7,18 @@
 namespace rgalign::engine {
 namespace {
 
+constexpr std::int64_t kBlock = 288;     // of the inner dimension: a float32 panel that stays in a first-level cache
+constexpr std::int64_t kBlockRows = 96;  // whose sums wait for the next block
+
+// What the next panel's tiles will read, a part of it beside each of this panel's tiles.
+inline void fetch(const void* next, std::int64_t bytes, std::int64_t row, std::int64_t num_rows) {
+  constexpr std::int64_t kLine = 64;
+  const std::int64_t lines = bytes / kLine;
+  const char* from = static_cast<const char*>(next);
+  const std::int64_t end = row + kTileRows < num_rows ? lines * (row + kTileRows) / num_rows : lines;
+  for (std::int64_t line = lines * row / num_rows; line < end; ++line) __builtin_prefetch(from + line * kLine, 0, 2);
+}
+
 // ---- products -------------------------------------------------------------------------------------------------------
 
 // c[r][0 .. V * width) (+)= sum over k of a[r][k] * b[k * b_stride + ..]
@@ -63,8 +75,8 @@ inline void tile_fp32_rows(int num_rows, const float* const* a, const float* b, 
 }
 
 template <class Lanes, int R>
-inline void tile_int8(const std::int16_t* a, std::int64_t a_stride, const std::int8_t* b, std::int64_t pairs,
-                      const float* row_scales, const float* scales, float* c) {
+inline void tile_int8(const std::int16_t* a, const std::int8_t* b, std::int64_t pairs, const float* row_scales,
+                      const float* scales, float* c) {
   constexpr int V = kPanel / Lanes::kWide;
   typename Lanes::WideInt sums[R][V];
 #pragma GCC unroll 8
@@ -72,15 +84,14 @@ inline void tile_int8(const std::int16_t* a, std::int64_t a_stride, const std::i
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) sums[r][v] = Lanes::zero_int();
   }
-  const std::int16_t* rows[R];
-#pragma GCC unroll 8
-  for (int r = 0; r < R; ++r) rows[r] = a + r * a_stride;
   for (std::int64_t k = 0; k < pairs; ++k) {
     typename Lanes::WideInt columns[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = Lanes::widen(b + k * 2 * kPanel + v * 2 * Lanes::kWide);
+    for (int v = 0; v < V; ++v) columns[v] = Lanes::widen(b + v * 2 * Lanes::kWide);
+    b += 2 * kPanel;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) Lanes::dot_pairs(sums[r], rows[r] + 2 * k, columns);
+    for (int r = 0; r < R; ++r) Lanes::dot_pairs(sums[r], a + 2 * r, columns);
+    a += kPairs;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
@@ -149,50 +160,62 @@ inline void finish(const Product& product, std::int64_t row, int num_rows, std::
 
 template <class Lanes>
 void matmul_fp32(const Product& product) {
-  alignas(64) float tile[kTileRows * kPanel];
+  alignas(64) float sums[kBlockRows * kPanel];
+  const std::int64_t in = product.weight.in;
   for (std::int64_t panel = product.first_panel; panel < product.last_panel; ++panel) {
-    const float* weight = product.weight.fp32 + panel * product.weight.in * kPanel;
-    for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
-      const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
-      const float* rows[kTileRows];
-      for (int r = 0; r < count; ++r) rows[r] = product.rows + (row + r) * product.row_stride;
-      tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(count, rows, weight, kPanel, product.weight.in, tile, kPanel, false);
-      finish<Lanes>(product, row, count, panel, tile);
+    const float* weight = product.weight.fp32 + panel * in * kPanel;
+    const bool last = panel + 1 == product.last_panel;
+    for (std::int64_t begin = 0; begin < product.num_rows; begin += kBlockRows) {
+      const std::int64_t rest = product.num_rows - begin;
+      const std::int64_t num_rows = rest < kBlockRows ? rest : kBlockRows;
+      for (std::int64_t k = 0; k < in; k += kBlock) {
+        const std::int64_t inner = in - k < kBlock ? in - k : kBlock;
+        for (std::int64_t row = 0; row < num_rows; row += kTileRows) {
+          const int count = num_rows - row < kTileRows ? static_cast<int>(num_rows - row) : kTileRows;
+          const float* rows[kTileRows];
+          for (int r = 0; r < count; ++r) rows[r] = product.rows + (begin + row + r) * product.row_stride + k;
+          float* tile = sums + row * kPanel;
+          tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(count, rows, weight + k * kPanel, kPanel, inner, tile, kPanel,
+                                                       k > 0);
+          if (k + kBlock >= in) finish<Lanes>(product, begin + row, count, panel, tile);
+          if (!last) fetch(weight + (in + k) * kPanel, inner * kPanel * 4, row, num_rows);
+        }
+      }
     }
+  }
+}
+
+template <class Lanes>
+inline void tile_int8_rows(int num_rows, const std::int16_t* a, const std::int8_t* b, std::int64_t pairs,
+                           const float* row_scales, const float* scales, float* c) {
+  switch (num_rows) {
+    case 1:
+      return tile_int8<Lanes, 1>(a, b, pairs, row_scales, scales, c);
+    case 2:
+      return tile_int8<Lanes, 2>(a, b, pairs, row_scales, scales, c);
+    case 3:
+      return tile_int8<Lanes, 3>(a, b, pairs, row_scales, scales, c);
+    case 4:
+      return tile_int8<Lanes, 4>(a, b, pairs, row_scales, scales, c);
+    case 5:
+      return tile_int8<Lanes, 5>(a, b, pairs, row_scales, scales, c);
+    default:
+      return tile_int8<Lanes, 6>(a, b, pairs, row_scales, scales, c);
   }
 }
 
 template <class Lanes>
 void matmul_int8(const Product& product) {
   alignas(64) float tile[kTileRows * kPanel];
-  const std::int64_t pairs = product.weight.in / 2;
+  const std::int64_t in = product.weight.in;
   for (std::int64_t panel = product.first_panel; panel < product.last_panel; ++panel) {
-    const std::int8_t* weight = product.weight.int8 + panel * product.weight.in * kPanel;
+    const std::int8_t* weight = product.weight.int8 + panel * in * kPanel;
     const float* scales = product.weight.scales + panel * kPanel;
     for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
       const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
-      const std::int16_t* codes = product.codes + row * product.row_stride;
-      const float* row_scales = product.row_scales + row;
-      switch (count) {
-        case 1:
-          tile_int8<Lanes, 1>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
-          break;
-        case 2:
-          tile_int8<Lanes, 2>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
-          break;
-        case 3:
-          tile_int8<Lanes, 3>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
-          break;
-        case 4:
-          tile_int8<Lanes, 4>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
-          break;
-        case 5:
-          tile_int8<Lanes, 5>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
-          break;
-        default:
-          tile_int8<Lanes, 6>(codes, product.row_stride, weight, pairs, row_scales, scales, tile);
-      }
+      tile_int8_rows<Lanes>(count, product.codes + row * in, weight, in / 2, product.row_scales + row, scales, tile);
       finish<Lanes>(product, row, count, panel, tile);
+      if (panel + 1 < product.last_panel) fetch(weight + in * kPanel, in * kPanel, row, product.num_rows);
     }
   }
 }
@@ -219,7 +242,9 @@ float quantize(const float* in, std::int64_t n, int levels, std::int16_t* codes)
   for (std::int64_t i = 0; i < n; i += kHalf) largest = Lanes::max(largest, Lanes::abs(Lanes::load(in + i)));
   const float max = Lanes::largest(largest);
   const auto factor = Lanes::set(max > 0.0F ? static_cast<float>(levels) / max : 0.0F);
-  for (std::int64_t i = 0; i < n; i += kHalf) Lanes::store_rounded(codes + i, Lanes::mul(Lanes::load(in + i), factor));
+  for (std::int64_t i = 0; i < n; i += kHalf) {
+    Lanes::store_rounded(codes + i / 2 * kPairs, Lanes::mul(Lanes::load(in + i), factor));
+  }
   return max / static_cast<float>(levels);
 }
 

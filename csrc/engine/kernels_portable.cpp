@@ -85,7 +85,7 @@ struct Portable {
   }
   static void store_rounded(std::int16_t* to, const Eight& x) {
     constexpr float kShift = 12582912.0F;
-    for (int i = 0; i < 8; ++i) to[i] = static_cast<std::int16_t>((x.lane[i] + kShift) - kShift);
+    for (int i = 0; i < 8; ++i) to[i / 2 * kPairs + i % 2] = static_cast<std::int16_t>((x.lane[i] + kShift) - kShift);
   }
 
   static Wide zero_wide() { return set(0.0F); }

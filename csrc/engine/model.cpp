@@ -1,8 +1,42 @@
 #include "engine/model.h"
 
 #include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <stdexcept>
 
 namespace rgalign::engine {
+namespace {
+
+// So large that no product of two of them overflows, far beyond any model.
+constexpr std::int64_t kLargest = std::int64_t{1} << 24;
+constexpr std::int64_t kLargestCode = 127;  // of a weight
+
+void require(bool condition, const char* name, const std::string& required, const std::string& received) {
+  if (!condition) throw std::invalid_argument(std::string(name) + ": required " + required + "; received " + received);
+}
+
+void require_size(const char* name, std::int64_t size, std::int64_t multiple) {
+  const std::string required = "a multiple of " + std::to_string(multiple) + " up to " + std::to_string(kLargest);
+  require(size > 0 && size <= kLargest && size % multiple == 0, name, required, std::to_string(size));
+}
+
+}  // namespace
+
+void ModelShape::check() const {
+  require_size("num_layers", num_layers, 1);
+  require_size("hidden", hidden, kPanel);
+  require_size("intermediate", intermediate, kPanel);
+  require_size("head_dim", head_dim, kPanel);
+  require_size("num_kv_heads", num_kv_heads, 1);
+  require_size("num_heads", num_heads, num_kv_heads);
+  require_size("vocabulary", vocabulary, 1);
+  require(std::isfinite(eps) && eps > 0, "eps", "above 0", std::to_string(eps));
+  require(std::isfinite(rope_scale) && rope_scale > 0, "rope_scale", "above 0", std::to_string(rope_scale));
+  const std::int64_t widest = std::max({hidden, intermediate, query_width()});
+  require(activation_levels >= 0 && activation_levels <= INT32_MAX / (kLargestCode * widest), "activation_levels",
+          "codes whose sums have 32 bits", std::to_string(activation_levels));
+}
 
 PackedMatrix::PackedMatrix(const float* bias, std::int64_t out, std::int64_t in) : out_(out), in_(in) {
   if (bias != nullptr) bias_.assign(bias, bias + out);

@@ -24,9 +24,12 @@ struct ModelShape {
   float rope_scale;       // factor of cosines and sines (YaRN); 1 otherwise
   bool qk_norm;           // RMSNorm of each query and key head before the rotation
   int activation_levels;  // 0: fp32; else codes in [-levels, levels]
+  std::int64_t vocabulary;
 
   std::int64_t query_width() const { return num_heads * head_dim; }
   std::int64_t kv_width() const { return num_kv_heads * head_dim; }
+  // What the kernels take for granted. Throws std::invalid_argument that names the size.
+  void check() const;
 };
 
 // A weight in panels; made once from rows.

@@ -344,11 +344,10 @@ void Session::multiply(const PackedMatrix& weight, std::int64_t first_panel, std
   Product product{weight.panels(), first_panel, last_panel, num_rows, in,        nullptr,
                   nullptr,         in_stride,   epilogue,   out,      out_stride};
   if (product.weight.fp32 != nullptr) return kernels_.matmul_fp32(product);
-  product.row_stride = product.weight.in + kPanel;
   for (std::int64_t row = 0; row < num_rows; ++row) {
+    std::int16_t* codes = seat.codes.data() + row / kTileRows * kTileRows * product.weight.in + row % kTileRows * 2;
     seat.row_scales[static_cast<std::size_t>(row)] =
-        kernels_.quantize(in + row * in_stride, product.weight.in, model_.shape.activation_levels,
-                          seat.codes.data() + row * product.row_stride);
+        kernels_.quantize(in + row * in_stride, product.weight.in, model_.shape.activation_levels, codes);
   }
   product.codes = seat.codes.data();
   product.row_scales = seat.row_scales.data();

@@ -41,24 +41,56 @@ std::vector<std::string> engine_instruction_sets() {
   return names;
 }
 
-std::vector<float> vector_of(const Vector& values) {
-  return values ? std::vector<float>(values->data(), values->data() + values->size()) : std::vector<float>();
+using Sizes = std::vector<std::int64_t>;
+
+// Nothing is read through a pointer whose array was not seen to have the model's sizes.
+void require_sizes(const std::string& name, const py::array& values, const Sizes& sizes) {
+  const Sizes found(values.shape(), values.shape() + values.ndim());
+  if (found == sizes) return;
+  const auto written = [](const Sizes& each) {
+    std::string text = "[";
+    for (std::size_t i = 0; i < each.size(); ++i) text += (i == 0 ? "" : ", ") + std::to_string(each[i]);
+    return text + "]";
+  };
+  throw py::value_error(name + ": required " + written(sizes) + "; received " + written(found));
 }
 
-// Either [out, in] float32, or int8 codes and a scale a row.
-PackedMatrix packed(const py::dict& layer, const std::string& name) {
-  const auto find = [&](const char* what) -> py::object {
-    const std::string key = name + "." + what;
-    return layer.contains(key) ? py::object(layer[key.c_str()]) : py::none();
-  };
-  const auto bias = find("bias").cast<Vector>();
-  const float* bias_data = bias ? bias->data() : nullptr;
-  if (const auto scales = find("scale").cast<Vector>()) {
-    const auto codes = find("weight").cast<Codes>();
-    return PackedMatrix::int8(codes.data(), scales->data(), bias_data, codes.shape(0), codes.shape(1));
+std::vector<float> vector_of(const std::string& name, const Scores& values, std::int64_t size) {
+  require_sizes(name, values, {size});
+  return {values.data(), values.data() + size};
+}
+
+// Never converted: codes read as numbers would be weights of another model.
+template <class Array>
+Array array_named(const py::dict& layer, const std::string& name) {
+  const py::object value = layer[name.c_str()];
+  if (!py::isinstance<Array>(value)) {
+    throw py::type_error(name + ": required a contiguous array of the model's type; received " +
+                         py::repr(value.attr("dtype")).cast<std::string>());
   }
-  const auto weight = find("weight").cast<Scores>();
-  return PackedMatrix::fp32(weight.data(), bias_data, weight.shape(0), weight.shape(1));
+  return py::reinterpret_borrow<Array>(value);
+}
+
+// Either [out, in] float32, or int8 codes and a scale a row: which, the model says.
+PackedMatrix packed(const Model& model, const py::dict& layer, const std::string& name, std::int64_t out,
+                    std::int64_t in) {
+  const auto bias_name = name + ".bias", scale_name = name + ".scale", weight_name = name + ".weight";
+  Vector bias;
+  if (layer.contains(bias_name)) {
+    bias = array_named<Scores>(layer, bias_name);
+    require_sizes(bias_name, *bias, {out});
+  }
+  const float* bias_data = bias ? bias->data() : nullptr;
+  if (model.shape.activation_levels > 0) {
+    const auto codes = array_named<Codes>(layer, weight_name);
+    const auto scales = array_named<Scores>(layer, scale_name);
+    require_sizes(weight_name, codes, {out, in});
+    require_sizes(scale_name, scales, {out});
+    return PackedMatrix::int8(codes.data(), scales.data(), bias_data, out, in);
+  }
+  const auto weight = array_named<Scores>(layer, weight_name);
+  require_sizes(weight_name, weight, {out, in});
+  return PackedMatrix::fp32(weight.data(), bias_data, out, in);
 }
 
 std::unique_ptr<Model> make_model(const py::dict& shape, const std::optional<Bf16>& embed_bf16, const Vector& embed,
@@ -74,23 +106,50 @@ std::unique_ptr<Model> make_model(const py::dict& shape, const std::optional<Bf1
                   shape["eps"].cast<float>(),
                   shape["rope_scale"].cast<float>(),
                   shape["qk_norm"].cast<bool>(),
-                  shape["activation_levels"].cast<int>()};
-  if (embed_bf16) model->embed_bf16.assign(embed_bf16->data(), embed_bf16->data() + embed_bf16->size());
-  if (embed) model->embed_fp32.assign(embed->data(), embed->data() + embed->size());
-  model->final_norm = vector_of(final_norm);
-  model->inverse_frequencies = vector_of(inverse_frequencies);
+                  shape["activation_levels"].cast<int>(),
+                  size("vocabulary")};
+  model->shape.check();
+  const Sizes table{model->shape.vocabulary, model->shape.hidden};
+  if (embed_bf16) {
+    require_sizes("embed", *embed_bf16, table);
+    model->embed_bf16.assign(embed_bf16->data(), embed_bf16->data() + embed_bf16->size());
+  } else if (embed) {
+    require_sizes("embed", *embed, table);
+    model->embed_fp32.assign(embed->data(), embed->data() + embed->size());
+  } else {
+    throw py::value_error("embed: required a table; received none");
+  }
+  model->final_norm = vector_of("final_norm", final_norm, model->shape.hidden);
+  model->inverse_frequencies = vector_of("inverse_frequencies", inverse_frequencies, model->shape.head_dim / 2);
   return model;
 }
 
 void add_layer(Model& model, const py::dict& layer) {
-  const auto norm = [&](const char* name) {
-    return vector_of(layer.contains(name) ? layer[name].cast<Vector>() : std::nullopt);
+  const rgalign::engine::ModelShape& shape = model.shape;
+  const auto norm = [&](const char* name, std::int64_t size) {
+    return vector_of(name, array_named<Scores>(layer, name), size);
   };
-  model.layers.push_back({norm("input_norm"), norm("post_norm"), norm("query_norm"), norm("key_norm"),
-                          packed(layer, "qkv"), packed(layer, "out"), packed(layer, "gate_up"), packed(layer, "down")});
+  const std::int64_t hidden = shape.hidden, queries = shape.query_width();
+  rgalign::engine::Layer made{norm("input_norm", hidden),
+                              norm("post_norm", hidden),
+                              {},
+                              {},
+                              packed(model, layer, "qkv", queries + 2 * shape.kv_width(), hidden),
+                              packed(model, layer, "out", hidden, queries),
+                              packed(model, layer, "gate_up", 2 * shape.intermediate, hidden),
+                              packed(model, layer, "down", hidden, shape.intermediate)};
+  if (shape.qk_norm) {
+    made.query_norm = norm("query_norm", shape.head_dim);
+    made.key_norm = norm("key_norm", shape.head_dim);
+  }
+  model.layers.push_back(std::move(made));
 }
 
 std::unique_ptr<Session> make_session(const Model& model, std::int64_t num_threads, const std::string& instructions) {
+  if (static_cast<std::int64_t>(model.layers.size()) != model.shape.num_layers) {
+    throw py::value_error("layers: required " + std::to_string(model.shape.num_layers) + "; received " +
+                          std::to_string(model.layers.size()));
+  }
   return std::make_unique<Session>(model, kernels_named(instructions), num_threads);
 }
 
@@ -124,8 +183,9 @@ Scores forward(Session& session, std::int64_t hidden, const Ints& token_ids, con
 
 void bind_engine(py::module_& module) {
   py::class_<Model>(module, "EngineModel", "See rgalign.reasoner.engine.artifact.")
-      .def(py::init(&make_model), py::arg("shape"), py::arg("embed_bf16"), py::arg("embed_fp32"), py::arg("final_norm"),
-           py::arg("inverse_frequencies"))
+      .def(py::init(&make_model), py::arg("shape"), py::arg("embed_bf16").noconvert(),
+           py::arg("embed_fp32").noconvert(), py::arg("final_norm").noconvert(),
+           py::arg("inverse_frequencies").noconvert())
       .def("add_layer", &add_layer, py::arg("layer"))
       .def_property_readonly("num_bytes", &Model::num_bytes);
   py::class_<Session>(module, "EngineSession", "One caller's forward passes. See rgalign.reasoner.engine.reasoner.")

@@ -1,4 +1,5 @@
-// exp's stated error, and integer products of the largest codes against plain sums, for every set this CPU has.
+// exp's stated error, products against plain sums (integer ones of the largest codes), and where codes are written, for
+// every set this CPU has.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -30,37 +31,94 @@ void test_exp(const Kernels& kernels) {
   require(worst > 0.0, "exp cannot be exact", kernels.name);
 }
 
-// Codes at their limits: what vpmaddubsw would saturate.
+// Where the code of (row, k) lies: see Product::codes.
+std::size_t code_place(std::int64_t row, std::int64_t k, std::int64_t in) {
+  const std::int64_t tile = row / kTileRows * kTileRows * in;
+  return static_cast<std::size_t>(tile + k / 2 * kPairs + row % kTileRows * 2 + k % 2);
+}
+
+// Codes at their limits: what vpmaddubsw would saturate. Unused places of the last tile hold codes that would show.
 void test_products(const Kernels& kernels) {
-  constexpr std::int64_t kIn = 40;
+  constexpr std::int64_t kIn = 40, kPanels = 2;
   for (std::int64_t rows = 1; rows <= 2 * kTileRows + 1; ++rows) {
-    std::vector<std::int8_t> weight(kPanel * kIn);
-    std::vector<std::int16_t> codes(static_cast<std::size_t>(rows * kIn));
+    std::vector<std::int8_t> weight(kPanels * kPanel * kIn);
+    std::vector<std::int16_t> codes(static_cast<std::size_t>((rows / kTileRows + 1) * kTileRows * kIn), 1999);
     for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<std::int8_t>(i % 7 == 0 ? -127 : 127);
-    for (std::size_t i = 0; i < codes.size(); ++i) codes[i] = static_cast<std::int16_t>(i % 5 == 0 ? -2047 : 2047);
-    const std::vector<float> ones(static_cast<std::size_t>(rows) + kPanel, 1.0F);
-    std::vector<float> out(static_cast<std::size_t>(rows) * kPanel);
+    const auto code = [](std::int64_t row, std::int64_t k) { return (row * kIn + k) % 5 == 0 ? -2047 : 2047 - row; };
+    for (std::int64_t row = 0; row < rows; ++row) {
+      for (std::int64_t k = 0; k < kIn; ++k) codes[code_place(row, k, kIn)] = static_cast<std::int16_t>(code(row, k));
+    }
+    const std::vector<float> ones(static_cast<std::size_t>(rows) + kPanels * kPanel, 1.0F);
+    std::vector<float> out(static_cast<std::size_t>(rows) * kPanels * kPanel);
     kernels.matmul_int8({{nullptr, weight.data(), ones.data(), nullptr, kIn},
                          0,
-                         1,
+                         kPanels,
                          rows,
                          nullptr,
                          codes.data(),
                          ones.data(),
-                         kIn,
+                         0,
                          Epilogue::kStore,
                          out.data(),
-                         kPanel});
+                         kPanels * kPanel});
     for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t column = 0; column < kPanel; ++column) {
+      for (std::int64_t column = 0; column < kPanels * kPanel; ++column) {
+        const std::int64_t panel = column / kPanel * kPanel * kIn;
         std::int64_t sum = 0;
         for (std::int64_t k = 0; k < kIn; ++k) {
-          sum += static_cast<std::int64_t>(codes[static_cast<std::size_t>(row * kIn + k)]) *
-                 weight[static_cast<std::size_t>(k / 2 * 2 * kPanel + column * 2 + k % 2)];
+          sum +=
+              code(row, k) * weight[static_cast<std::size_t>(panel + k / 2 * 2 * kPanel + column % kPanel * 2 + k % 2)];
         }
-        require(out[static_cast<std::size_t>(row * kPanel + column)] == static_cast<float>(sum), "a product is wrong",
-                kernels.name);
+        require(out[static_cast<std::size_t>(row * kPanels * kPanel + column)] == static_cast<float>(sum),
+                "a product is wrong", kernels.name);
       }
+    }
+  }
+}
+
+// One chain of fused multiply-adds whatever the blocks: more rows and a longer inner dimension than any block.
+void test_float_products(const Kernels& kernels) {
+  constexpr std::int64_t kIn = 1208, kPanels = 2, kRows = 103, kStride = kIn + 8;
+  std::vector<float> weight(kPanels * kPanel * kIn), rows(kRows * kStride), out(kRows * kPanels * kPanel);
+  for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<float>(i % 101) / 37.0F - 1.0F;
+  for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i % 89) / 31.0F - 1.0F;
+  kernels.matmul_fp32({{weight.data(), nullptr, nullptr, nullptr, kIn},
+                       0,
+                       kPanels,
+                       kRows,
+                       rows.data(),
+                       nullptr,
+                       nullptr,
+                       kStride,
+                       Epilogue::kStore,
+                       out.data(),
+                       kPanels * kPanel});
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    for (std::int64_t column = 0; column < kPanels * kPanel; ++column) {
+      float sum = 0.0F;
+      for (std::int64_t k = 0; k < kIn; ++k) {
+        const std::int64_t at = (column / kPanel * kIn + k) * kPanel + column % kPanel;
+        sum = std::fma(rows[static_cast<std::size_t>(row * kStride + k)], weight[static_cast<std::size_t>(at)], sum);
+      }
+      require(out[static_cast<std::size_t>(row * kPanels * kPanel + column)] == sum, "a float32 product is another sum",
+              kernels.name);
+    }
+  }
+}
+
+void test_codes_lie_in_tiles(const Kernels& kernels) {
+  constexpr std::int64_t kIn = 16;
+  for (std::int64_t row = 0; row < 2 * kTileRows; ++row) {
+    float in[kIn];
+    for (std::int64_t k = 0; k < kIn; ++k) in[k] = static_cast<float>(k * (k % 2 == 0 ? 1 : -1));
+    std::vector<std::int16_t> codes(2 * kTileRows * kIn, 77);
+    const float scale = kernels.quantize(in, kIn, 15, codes.data() + code_place(row, 0, kIn));
+    require(scale == 1.0F, "a row's scale is wrong", kernels.name);
+    std::size_t untouched = 0;
+    for (const std::int16_t code : codes) untouched += code == 77 ? 1 : 0;
+    require(untouched == codes.size() - kIn, "another row's codes are written", kernels.name);
+    for (std::int64_t k = 0; k < kIn; ++k) {
+      require(codes[code_place(row, k, kIn)] == static_cast<std::int16_t>(in[k]), "a code is wrong", kernels.name);
     }
   }
 }
@@ -73,6 +131,8 @@ int main() {
     if (kernels == nullptr) continue;
     test_exp(*kernels);
     test_products(*kernels);
+    test_float_products(*kernels);
+    test_codes_lie_in_tiles(*kernels);
   }
   return failures == 0 ? 0 : 1;
 }

@@ -24,6 +24,7 @@ from rgalign.files import read_json, sha256_file, sha256_json, sync_directory, w
 from rgalign.reasoner.engine.checkpoint import DecoderConfig, as_numpy
 from rgalign.reasoner.engine.quantize import ACTIVATION_LEVELS, EngineDtype, activation_levels
 
+SEAL = "seal"  # of the manifest: hash of all else that it says
 STATE_SHIFT = "state_shift"  # [D], by which quantisation moves every state; absent if it was not calibrated
 FORMAT = 1  # raise when a tensor's meaning changes
 MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "quantization"
@@ -69,7 +70,8 @@ def write_artifact(
             with open(temporary / name, "rb") as file:
                 os.fsync(file.fileno())
         written = Manifest(**{**vars(manifest), "files": {name: sha256_file(temporary / name) for name in names}})
-        write_json(temporary / MANIFEST, {"format": FORMAT, **asdict(written)})
+        values = {"format": FORMAT, **asdict(written)}
+        write_json(temporary / MANIFEST, {**values, SEAL: sha256_json(values)})
         if out.exists():
             if not (out / MANIFEST).is_file():
                 raise ConfigError(
@@ -84,7 +86,7 @@ def write_artifact(
 
 
 def read_manifest(directory: Path) -> Manifest:
-    """The checked manifest; every file's hash is compared.
+    """The checked manifest; its own hash and every file's are compared.
 
     Raises:
         DataError: no engine, one of another format, or one that is damaged.
@@ -93,16 +95,22 @@ def read_manifest(directory: Path) -> Manifest:
     if not (directory / MANIFEST).is_file():
         raise DataError(where=where, required=f"a {MANIFEST} in it", received="none")
     try:
-        values = read_json(directory / MANIFEST)
+        values = dict(read_json(directory / MANIFEST))
+        seal, expected = values.pop(SEAL, "none"), sha256_json(values)
         found = values.pop("format")
         manifest = Manifest(**{**values, "config": DecoderConfig(**values["config"])})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise DataError(
             where=f"{directory / MANIFEST}", required="an engine's manifest", received=str(error)
         ) from error
-    if found != FORMAT or manifest.dtype not in ACTIVATION_LEVELS or TENSORS not in manifest.files:
-        received = f"format {found}, dtype {manifest.dtype!r}, files {sorted(manifest.files)}"
-        raise DataError(where=where, required=f"format {FORMAT} with {TENSORS}", received=received)
+    if found != FORMAT:
+        raise DataError(where=where, required=f"format {FORMAT}", received=f"{found}")
+    if seal != expected:
+        required = f"{SEAL} {expected} (damaged, or built before there were seals: build it again)"
+        raise DataError(where=f"{directory / MANIFEST}", required=required, received=f"{seal}")
+    if manifest.dtype not in ACTIVATION_LEVELS or TENSORS not in manifest.files:
+        received = f"dtype {manifest.dtype!r}, files {sorted(manifest.files)}"
+        raise DataError(where=where, required=f"{' or '.join(ACTIVATION_LEVELS)} with {TENSORS}", received=received)
     for name, expected in manifest.files.items():
         path = directory / name
         received = sha256_file(path) if path.is_file() and Path(name).name == name else "no such file"
@@ -112,15 +120,20 @@ def read_manifest(directory: Path) -> Manifest:
 
 
 def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
-    """The weights in this processor's panels. ``manifest`` is :func:`read_manifest`'s, so the file is whole."""
+    """The weights in this processor's panels. ``manifest`` is :func:`read_manifest`'s, so the file is whole.
+
+    Raises:
+        DataError: a tensor is missing or has not the size that the manifest says, or a size is none of an engine.
+    """
     config = manifest.config
-    widest = max(config.hidden, config.intermediate, config.num_heads * config.head_dim)
-    shape = {**asdict(config), "activation_levels": activation_levels(manifest.dtype, widest)}
     try:
+        widest = max(config.hidden, config.intermediate, config.num_heads * config.head_dim)
+        shape = {**asdict(config), "activation_levels": activation_levels(manifest.dtype, widest)}
         with safe_open(str(directory / TENSORS), framework="pt") as file:
-            names = set(file.keys())
+            unused = set(file.keys()) - {STATE_SHIFT}
 
             def find(name: str) -> Any:
+                unused.discard(name)
                 return as_numpy(file.get_tensor(name))
 
             embed = find("embed")
@@ -134,17 +147,27 @@ def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
             )
             for index in range(config.num_layers):
                 start = f"layers.{index}."
-                layer = {name.removeprefix(start): find(name) for name in sorted(names) if name.startswith(start)}
-                model.add_layer(layer)
-    except (SafetensorError, KeyError) as error:
+                names = sorted(name for name in unused if name.startswith(start))
+                model.add_layer({name.removeprefix(start): find(name) for name in names})
+        if unused:
+            raise ValueError(f"{len(unused)} more than the manifest's layers have, the first {min(unused)}")
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise DataError(where=f"{directory / TENSORS}", required="an engine's tensors", received=str(error)) from error
     return model
 
 
 def load_state_shift(directory: Path) -> torch.Tensor | None:
-    """What :func:`load_model` leaves out. The directory's manifest has been read, so the file is whole."""
-    with safe_open(str(directory / TENSORS), framework="pt") as file:
-        return file.get_tensor(STATE_SHIFT) if STATE_SHIFT in set(file.keys()) else None
+    """What :func:`load_model` leaves out; the same errors. The directory's manifest has been read."""
+    try:
+        with safe_open(str(directory / TENSORS), framework="pt") as file:
+            if STATE_SHIFT not in set(file.keys()):
+                return None
+            shift: torch.Tensor = file.get_tensor(STATE_SHIFT)
+            if list(shift.shape) != file.get_slice("final_norm").get_shape():
+                raise ValueError(f"{STATE_SHIFT} {list(shift.shape)}")
+    except (SafetensorError, ValueError) as error:
+        raise DataError(where=f"{directory / TENSORS}", required="an engine's tensors", received=str(error)) from error
+    return shift
 
 
 def to_bytes(value: Any) -> bytes:

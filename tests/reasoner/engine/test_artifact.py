@@ -128,6 +128,7 @@ def test_an_int8_layer_is_numpys_to_the_bit(levels: int) -> None:
         "rope_scale": 1.0,
         "qk_norm": False,
         "activation_levels": levels,
+        "vocabulary": vocabulary,
     }
     model = _C.EngineModel(shape, None, embed, ones, np.ones(8, dtype=np.float32))
     zeros = {

@@ -12,12 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from rgalign.errors import ConfigError, DataError, ModelNotFoundError
+from rgalign.errors import ConfigError, DataError
 from rgalign.reasoner.engine.artifact import load_model, read_manifest
 from rgalign.reasoner.engine.build import Calibration, build_engine
 from rgalign.reasoner.engine.reasoner import INSTRUCTION_SETS, EngineReasoner, load_engine
 from rgalign.reasoner.hf import HFReasoner
-from rgalign.reasoner.pretrained import resolve_model
 
 Make = Callable[[str], tuple[Any, Path]]
 Families = ["llama", "llama3 rope", "yarn rope", "linear rope, biases", "qwen2", "qwen3", "mistral"]
@@ -122,20 +121,6 @@ def test_smoothing_keeps_the_model_and_helps_outliers(tmp_path: Path, checkpoint
         error[name] = float(1 - cosine(load_engine(tmp_path / name).embed(rows), exact).mean())
         assert (tmp_path / name / "quantization.csv").read_text().count("\n") == 3 * 4 + 1
     assert error["smooth"] < 0.5 * error["plain"]
-
-
-def test_smollm2_is_the_same_model(tmp_path: Path) -> None:
-    try:
-        resolve_model("smollm2")
-    except ModelNotFoundError as error:
-        pytest.skip(str(error))
-    hf = HFReasoner.from_pretrained("smollm2")
-    ids = np.array(hf.tokenizer("A user in Boston opened the app at noon; a street light is out.")["input_ids"])
-    rows = [ids[:length].astype(np.int32) for length in (3, len(ids))]
-    expected = hf.embed(rows, prefix_ids=[1, 42, 77])
-    build_engine("smollm2", tmp_path / "e", "fp32")
-    found = load_engine(tmp_path / "e").embed(rows, prefix_ids=[1, 42, 77])
-    assert cosine(found, expected).min() > 0.99999
 
 
 def test_threads_share_a_reasoner_and_a_fork_computes(engine: Callable[[str, str], Path]) -> None:
