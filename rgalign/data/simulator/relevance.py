@@ -10,6 +10,7 @@ Ranking by q maximises the expected Recall@K for every K, so the recall of that 
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,6 +30,7 @@ ROWS_AT_ONCE = 128  # keeps the [rows, 2, P, Q, F] arrays inside the cache
 OF_ORDER = NUM_ORDER_PROBLEMS
 ROW_MASK = np.uint64(0xFFFFFFFF)
 _SIZE = cumulative(NUM_RELEVANT)
+_LOW = 0 if sys.byteorder == "little" else 1  # half of a 64-bit integer
 
 
 @dataclass(frozen=True)
@@ -116,16 +118,17 @@ class Relevance:
         mass = np.empty((n, NUM_PROBLEMS + OF_ORDER, MAX_QUESTIONS, FORMS), np.float32)
         for order, problems, block in ((0, slice(0, NUM_PROBLEMS), slice(0, NUM_PROBLEMS)),
                                        (1, slice(0, OF_ORDER), slice(NUM_PROBLEMS, None))):  # fmt: skip
-            case[:, block] = self._cases(axes, order, problems)
+            case[:, block] = here = self._cases(axes, order, problems)
             step = waiting[:, order]
-            scale = mixed[:, order, problems] / self.total[case[:, block], step[:, None]]
+            scale = mixed[:, order, problems] / self.total.take(here * self.total.shape[1] + step[:, None])
             by_question = self.urgency[step, problems] * scale[:, :, None]
-            np.multiply(self.weight[case[:, block]], by_question[..., None], out=mass[:, block])
+            np.multiply(self.weight.take(here, axis=0), by_question[..., None], out=mass[:, block])
         self._join(mass, axes)
         # The bits of a positive float sort as it does: one integer holds probability and place.
-        columns = np.arange(mass[0].size, dtype=np.uint64)
-        keys = mass.reshape(n, -1).view(np.uint32).astype(np.uint64) << np.uint64(32) | columns
-        top = np.partition(keys, -LIKELIEST, axis=1)[:, -LIKELIEST:]
+        halves = np.empty((n, mass[0].size, 2), np.uint32)
+        halves[..., _LOW] = np.arange(mass[0].size, dtype=np.uint32)
+        halves[..., 1 - _LOW] = mass.reshape(n, -1).view(np.uint32)
+        top = np.partition(halves.view(np.uint64)[..., 0], -LIKELIEST, axis=1)[:, -LIKELIEST:]
         place, form = np.divmod((top & np.uint64(0xFFFFFFFF)).astype(np.int64), MAX_QUESTIONS * FORMS)
         row = self.base.row.reshape(-1, MAX_QUESTIONS * FORMS)[np.take_along_axis(case, place, axis=1), form]
         # Falling probability, then ascending row: the order of every ranking here.
