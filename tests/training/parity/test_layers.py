@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import nn
 
 from rgalign.errors import DataError
-from rgalign.files import read_json, sha256_file, write_json
-from rgalign.reasoner.engine.artifact import MANIFEST, TENSORS, load_state_shift
+from rgalign.reasoner.engine.artifact import TENSORS, load_state_shift, read_manifest, write_artifact
 from rgalign.reasoner.engine.build import Calibration, build_engine
 from rgalign.reasoner.engine.reasoner import load_engine
 from rgalign.reasoner.pretrained import load_model
@@ -63,10 +62,9 @@ def test_a_spoilt_layer_stands_out(trained: SimpleNamespace, model: Any, tmp_pat
     assert all(0 < error.alone < 0.2 and error.after > 0 and error.qkv > 0 for error in before)
     tensors = load_file(tmp_path / "engine" / TENSORS)
     tensors["layers.1.down.scale"] = tensors["layers.1.down.scale"] * 1.5
-    save_file(tensors, tmp_path / "engine" / TENSORS)
-    manifest = read_json(tmp_path / "engine" / MANIFEST)
-    manifest["files"][TENSORS] = sha256_file(tmp_path / "engine" / TENSORS)
-    write_json(tmp_path / "engine" / MANIFEST, manifest)
+    manifest = read_manifest(tmp_path / "engine")
+    reports = {name: (tmp_path / "engine" / name).read_bytes() for name in manifest.files if name != TENSORS}
+    write_artifact(tmp_path / "engine", tensors, manifest, reports)
     after = layer_errors(model, tmp_path / "engine", PROMPTS)
     assert after[1].alone > 5 * before[1].alone
     assert after[0] == before[0]
