@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from rgalign.errors import ConfigError
+from rgalign.training.alignment.shared_prefix import share_prefix
 
 PARTS = ("embed_tokens", "layers", "norm", "rotary_emb")
 
@@ -49,6 +50,7 @@ def upper_part(model: Any, num_lower: int, states: nn.Module) -> Any:
         layer.self_attn.layer_idx = number
     decoder.norm = copy.deepcopy(source.norm)
     part.set_output_embeddings(model.get_output_embeddings())
+    share_prefix(decoder)
     part.requires_grad_(False)
     for module in (decoder.layers, decoder.norm):
         module.requires_grad_(True)
