@@ -27,7 +27,7 @@ CPP := $(wildcard csrc/*/*.h csrc/*/*.cpp tests/csrc/*.cpp)
 help:
 	@echo 'rgalign: which intents did the user come for?'
 	@echo
-	@echo '  make demo    simulate logs, embed them with SmolLM2, train both rankers, print the comparison'
+	@echo '  make demo    the whole loop on simulated logs and SmolLM2-135M, with intervals and its control (15 minutes)'
 	@echo '               (DATA=boston.csv: the same on the Boston 311 file of the city)'
 	@echo '  make test    the test suite                        ARGS="-k topk -x" goes to pytest'
 	@echo '  make check   ruff, mypy --strict, clang-format, typos: what CI and pre-commit ask for'

@@ -1,4 +1,7 @@
-"""The demo: sessions -> latent queries -> baseline and QE-Rec -> report and three recommendations, in a few minutes.
+"""The demo: sessions, then the whole closed loop on them, in some minutes; each half ends with what it is for.
+
+    rankers on the first reasoner's latent queries    -> comparison, three recommendations
+    the reasoner aligned, the ranker recalibrated     -> comparison with its control, the same three recommendations
 
 The reasoner's speed here is measured first, and as many sessions are used as its share of the time allows: the most
 recent ones for training, evenly spaced ones for validation and test.
@@ -18,19 +21,31 @@ from rgalign.data.sample import sample_dataset, spaced_rows
 from rgalign.data.simulator import SimulatorConfig, simulate
 from rgalign.data.sources.boston311 import import_boston311
 from rgalign.errors import DataError
-from rgalign.training.embed import EmbedConfig, embed_dataset, load_reasoner, prompt_encoder
-from rgalign.training.experiment import ExperimentConfig, run_directory, run_experiment
+from rgalign.files import read_json
+from rgalign.training.embed import EmbedConfig, load_reasoner, prompt_encoder
+from rgalign.training.evaluate import evaluate
+from rgalign.training.experiment import score_run
 from rgalign.training.hllm import HLLMConfig, build_semantic
+from rgalign.training.loop.arms import arms_table
+from rgalign.training.loop.graph import report_path
+from rgalign.training.loop.loop import run_loop
+from rgalign.training.loop.loop_config import LoopConfig
 from rgalign.training.recommend import SessionRecommender, describe, find_session
 from rgalign.training.report import print_comparison
 
 SIMULATED_SESSIONS = 20_000
-SIMULATED_INTENTS = 300
-EMBED_SHARE = 0.6  # of the time; the rest is text vectors, training and evaluation
-SHARES = {"train": 0.6, "valid": 0.1, "test": 0.3}  # of the sessions
+SIMULATED_INTENTS = 220
+READ_SHARE = 0.12  # of the time: the reasoner reads every session once; it reads them again once it is aligned
+SHARES = {"train": 0.55, "valid": 0.2, "test": 0.25}  # of the sessions
+ALIGNED_SHARE = 0.5  # of the training sessions, and
+MAX_ALIGNED = 100  # at most, for training the reasoner takes most of the time
 PROBE_PROMPTS = 24
-MIN_SESSIONS, MAX_SESSIONS = 300, 8000
+MIN_SESSIONS, MAX_SESSIONS = 640, 8000
 EXAMPLES = 3
+LOSS = {"mask_unseen": False, "part_weight": 0.5, "title_weight": 1.0}
+SHOWN_METRICS = ("recall@3", "ndcg@3", "mrr_first")
+FIRST_OF_ALIGNMENT = "round1/generate"
+TEACHERS = ("transition", "neighbour")
 
 
 def run_demo(out: Path, data: Path | None, minutes: float, console: Console) -> None:
@@ -41,42 +56,69 @@ def run_demo(out: Path, data: Path | None, minutes: float, console: Console) -> 
         minutes: the time to fit, on this machine, downloads aside.
     """
     began = time.perf_counter()
-    embedding = EmbedConfig(model="smollm2", template="prefix_cached")
-    console.rule("1 sessions")
-    dataset = demo_dataset(out, data, embedding, minutes * 60 * EMBED_SHARE, console)
+    embedding = EmbedConfig(
+        model="smollm2", template="prefix_cached", titles=True, backend="engine", engine_dtype="int8a12"
+    )
+    console.rule("sessions")
+    dataset = demo_dataset(out, data, embedding, minutes * 60 * READ_SHARE, console)
     console.print(", ".join(f"{dataset.num_rows(split)} {split}" for split in SPLITS), "sessions,", end=" ")
     console.print(f"{len(dataset.catalog)} intents")
 
-    console.rule("2 latent queries: SmolLM2-135M reads each session")
-    report = embed_dataset(dataset, out / "latents", embedding)
-    if report.distinct_prompts:
-        console.print(f"{report.prompts_per_s:.1f} prompts/s, {report.tokens_per_s:.0f} prompt tokens/s")
-
-    console.rule("3 text vectors of the intents")
+    console.rule("text vectors of the intents")
     # The frozen model's mean states: as good as a pre-trained token where measured (docs/item_encoder.md), and quicker.
     fields = tuple(name for name in ("title", "path") if name == "title" or name in dataset.catalog.extra)
     build_semantic(dataset, HLLMConfig(tune="none", text_fields=fields), out / "semantic")
 
-    console.rule("4 rankers")
-    experiment = ExperimentConfig(
-        dataset=dataset.path,
-        baseline="baseline",
-        arms={
-            "baseline": {"model": {"model": "baseline"}},
-            "qe_rec": {"model": {"model": "qe_rec"}, "latents": out / "latents"},
-        },
-        common={"batch_size": 256, "semantic": out / "semantic"},
-        seeds=(0,),
-    )
-    comparison = run_experiment(experiment, out / "comparison", announce=lambda line: console.print(f"[dim]{line}[/]"))
+    loop, root = demo_loop(dataset, out, embedding), out / "loop"
 
-    console.rule("5 comparison on the test sessions")
-    print_comparison(comparison, console)
-    console.rule("6 what three users would have seen")
-    show_examples(run_directory(out / "comparison", "qe_rec", 0), dataset, console)
+    def announce(step: str, state: str) -> None:
+        if step == FIRST_OF_ALIGNMENT:
+            show_rankers(root, loop, dataset, out / "rankers", console)
+            show_time(began, console)
+        console.rule(step)
+
+    run_loop(loop, root, announce=announce)
+    console.rule("the aligned reasoner, on the test sessions")
+    report = report_path(root)
+    console.print(arms_table(read_json(report.with_suffix(".json")), SHOWN_METRICS, ("baseline", "control")))
+    show_examples(root / "round1/stage3/out/seed0", dataset, console)
     console.rule()
-    console.print(f"report: {out / 'comparison' / 'report.html'}")
-    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
+    console.print(f"report: {report}")
+    show_time(began, console)
+
+
+def demo_loop(dataset: Dataset, out: Path, embedding: EmbedConfig) -> LoopConfig:
+    """Candidates from the log alone, two rankers for the reward, one epoch an alignment: a loop of minutes."""
+    num_aligned = min(MAX_ALIGNED, int(dataset.num_rows("train") * ALIGNED_SHARE))
+    teachers = ({"kind": kind, "name": f"{kind}_{rank}", "rank": rank} for rank in (1, 2) for kind in TEACHERS)
+    return LoopConfig(
+        dataset=dataset.path,
+        semantic=out / "semantic",
+        embed=embedding,
+        stage1={"batch_size": 128, "model": {"model": "qe_rec", "loss": LOSS}},
+        generate={
+            "max_sessions": num_aligned,
+            "teachers": list(teachers),
+        },
+        reward={"folds": 2},
+        select={"strategy": "V1"},
+        alignment={"preset": "small_cpu", "epochs": 1},
+        recalibrate_on="unaligned",
+    )
+
+
+def show_rankers(root: Path, loop: LoopConfig, dataset: Dataset, out: Path, console: Console) -> None:
+    """The two rankers of stage 1: their comparison, and what the better-informed one recommends."""
+    console.rule("the rankers, on the test sessions")
+    runs = {"baseline": root / "baseline/out/seed0", "qe_rec": root / "stage1/out/seed0"}
+    scored = [score_run(run, arm, loop.dataset) for arm, run in runs.items()]
+    print_comparison(evaluate(scored, dataset, out, "baseline"), console)
+    show_examples(runs["qe_rec"], dataset, console)
+    console.print(f"report: {out / 'report.html'}")
+
+
+def show_time(began: float, console: Console) -> None:
+    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes so far")
 
 
 def demo_dataset(out: Path, data: Path | None, embedding: EmbedConfig, seconds: float, console: Console) -> Dataset:
@@ -115,6 +157,7 @@ def show_examples(run: Path, dataset: Dataset, console: Console) -> None:
     ids: list[Any] = dataset.table("test", ["session_id"]).column("session_id").to_pylist()
     if not ids:
         raise DataError(where=str(dataset.path / "test"), required="at least one session", received="none")
+    console.rule("what three users would have seen")
     recommender = SessionRecommender(run)
     for row in spaced_rows(len(ids), min(EXAMPLES, len(ids))):
         console.print(describe(recommender.recommend(find_session(dataset, ids[row]))))

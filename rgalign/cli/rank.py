@@ -123,9 +123,9 @@ def recommend_command(
 def demo(
     out: Annotated[Path, typer.Option("--out", "-o")] = Path("demo"),
     data: Annotated[Path | None, typer.Option(help="Boston's 311 CSV; default: the simulator.")] = None,
-    minutes: Annotated[float, typer.Option(help="Time to fit the demo to.")] = 6.0,
+    minutes: Annotated[float, typer.Option(help="Time to fit the demo to.")] = 13.0,
 ) -> None:
-    """The main job in a few minutes: sessions, latent queries, baseline and QE-Rec, report, recommendations."""
+    """The whole closed loop in a quarter of an hour: rankers, aligned reasoner, its control, recommendations."""
     from rgalign.training.demo import run_demo
 
     run_demo(out, data, minutes, console)

@@ -10,6 +10,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
+from rich.table import Table
+from rich.text import Text
+
 from rgalign.data.dataset import SPLITS, Dataset
 from rgalign.files import write_atomic, write_json
 from rgalign.training.evaluate import evaluate
@@ -103,6 +107,27 @@ def arms_markdown(reports: Mapping[str, Report]) -> str:
             lines.append("| " + " | ".join(cells) + " |")
     lines += ["", *(f"[Against {reference}](against-{reference}/report.html)\n" for reference in reports)]
     return "\n".join(lines)
+
+
+def arms_table(summary: Mapping[str, Any], metric_names: Sequence[str], references: Sequence[str]) -> Table:
+    """A few metrics of ``report.json`` for a terminal of 80 columns.
+
+    Args:
+        summary: the contents of report.json.
+        metric_names: as report.json writes them, e.g. ``recall@3``.
+        references: the arms to show the differences from.
+    """
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("", no_wrap=True)
+    for head in ("points", *(f"minus {reference}" for reference in references)):
+        table.add_column(head, justify="right")
+    for name in metric_names:
+        table.add_row(Text(metric_name(name), style="bold"))
+        for arm, cells in summary["metrics"].items():
+            cell, found = cells[name], summary["differences"][arm]
+            changes = [_change(found.get(reference), name) for reference in references]
+            table.add_row(f"  {arm}", f"{points(cell['mean'])}\n{bounds_text(cell)}", *changes)
+    return table
 
 
 def _change(differences: Mapping[str, Any] | None, name: str) -> str:
