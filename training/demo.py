@@ -118,7 +118,7 @@ def show_rankers(root: Path, loop: LoopConfig, dataset: Dataset, out: Path, cons
 
 
 def show_time(began: float, console: Console) -> None:
-    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes so far")
+    console.print(f"{(time.perf_counter() - began) / 60:.1f} minutes")
 
 
 def demo_dataset(out: Path, data: Path | None, embedding: EmbedConfig, seconds: float, console: Console) -> Dataset:

@@ -73,7 +73,7 @@ def load_model(ref: str, dtype: torch.dtype = torch.float32) -> Any:
     source = resolve_model(ref)
     model: Any
     try:
-        with _without_loading_bar():
+        with without_weights_bar():
             model = AutoModelForCausalLM.from_pretrained(source, dtype=dtype)
     except OSError as error:
         raise _unreachable(ref, error) from error
@@ -102,8 +102,8 @@ def model_fingerprint(ref: str) -> str:
 
 
 @contextmanager
-def _without_loading_bar() -> Iterator[None]:
-    """transformers draws a bar for the second it takes to load weights, through whatever else is being drawn."""
+def without_weights_bar() -> Iterator[None]:
+    """transformers draws a bar for the second it takes to load or save weights, through other output."""
     from transformers.utils import logging
 
     bars: Any = logging  # its functions are not annotated

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from rgalign.errors import ConfigError, ModelNotFoundError
 from rgalign.files import sync_directory, write_json
-from rgalign.reasoner.pretrained import load_causal_lm
+from rgalign.reasoner.pretrained import load_causal_lm, without_weights_bar
 from rgalign.training.alignment.alignment_config import AlignmentConfig, LoraSettings
 from rgalign.training.alignment.lower_states import LowerStates, StoredStates
 from rgalign.training.alignment.split_model import put_back, upper_part
@@ -125,7 +125,7 @@ def save_model(path: Path, model: Any, weights: Mapping[str, Tensor], tokenizer:
     """
     building = path.with_name(f".{path.name}.{uuid4().hex[:8]}.tmp")
     try:
-        with room_on_disk(path):
+        with room_on_disk(path), without_weights_bar():
             model.save_pretrained(building, state_dict=dict(weights))
             tokenizer.save_pretrained(building)
             write_json(building / CARD, card)

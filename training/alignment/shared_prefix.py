@@ -59,6 +59,4 @@ class _SharedPrefix:
         rest = whole(
             inputs_embeds=embedded[:, shared:], attention_mask=mask, past_key_values=cache, **arguments
         ).last_hidden_state
-        return BaseModelOutputWithPast(
-            last_hidden_state=torch.cat([first.expand(len(input_ids), -1, -1), rest], dim=1)
-        )
+        return BaseModelOutputWithPast(last_hidden_state=torch.cat([first.expand(len(input_ids), -1, -1), rest], dim=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ from rgalign.training.alignment.alignment_config import AlignmentConfig, Objecti
 from rgalign.training.alignment.whole_checkpoints import KEPT
 
 LOGGING_STEPS = 5
+CHECKPOINTING = ("activation_checkpointing", "gradient_checkpointing")  # transformers from 5.23 on, and before
 
 
 def trainer_arguments(config: AlignmentConfig, objective: Objective, checkpoints: Path, processes: int) -> Any:
@@ -16,6 +18,8 @@ def trainer_arguments(config: AlignmentConfig, objective: Objective, checkpoints
     from trl import DPOConfig, SFTConfig  # type: ignore[attr-defined]  # TRL re-exports lazily
 
     micro, accumulation = config.batch_plan(processes)
+    known = {field.name for field in fields(SFTConfig)}
+    checkpointing = next(name for name in CHECKPOINTING if name in known)
     shared: dict[str, Any] = {
         "output_dir": str(checkpoints),
         "num_train_epochs": config.epochs,
@@ -28,7 +32,7 @@ def trainer_arguments(config: AlignmentConfig, objective: Objective, checkpoints
         "per_device_train_batch_size": micro,
         "per_device_eval_batch_size": micro,
         "gradient_accumulation_steps": accumulation,
-        "gradient_checkpointing": config.gradient_checkpointing,
+        checkpointing: config.gradient_checkpointing,
         "neftune_noise_alpha": config.neftune_alpha,
         "bf16": config.precision == "bf16",
         "use_cpu": config.device == "cpu",
