@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from rgalign.service.server import Listening
 
 app = typer.Typer()
+RECOMMENDER = "recommender."
 
 
 @app.command("serve")
@@ -35,13 +36,15 @@ def serve_command(
 ) -> None:
     """Serve a bundle over HTTP: recommendations, intents, health, metrics. docs/http.md has the routes.
 
-    Example: rgalign serve bundle --port 8080 --set connections.max_connections=256
+    `--set connections.max_connections=256`: the service's keys (docs/http.md). `--set recommender.threads=4`,
+    `recommender.deadline_ms=200`, ...: those of the Recommender (docs/recommender.md).
     """
     import logging
     import sys
 
     import rgalign
     from rgalign.config import load_config
+    from rgalign.recommender.config import RecommenderConfig
     from rgalign.service.logs import start_logging
     from rgalign.service.server import serve
     from rgalign.service.settings import ServiceSettings, admin_token
@@ -50,11 +53,14 @@ def serve_command(
     given = [f"host={host}", f"port={port}", f"bundle_root={bundle_root or bundle.resolve().parent}"]
     if admin_port is not None:
         given.append(f"admin_port={admin_port}")
-    settings = load_config(ServiceSettings, None, [*given, *(overrides or [])])
+    of_recommender = [each for each in overrides or [] if each.startswith(RECOMMENDER)]
+    of_service = [each for each in overrides or [] if not each.startswith(RECOMMENDER)]
+    settings = load_config(ServiceSettings, None, [*given, *of_service])
+    config = load_config(RecommenderConfig, None, [each.removeprefix(RECOMMENDER) for each in of_recommender])
     token = None if settings.admin_port is None else admin_token(admin_token_file)
     start_logging(level=logging.WARNING if quiet else logging.INFO)
     provider = None if trace_file is None else trace_to(trace_file)
-    code = serve(rgalign.load(bundle), settings, token, _print_addresses)
+    code = serve(rgalign.load(bundle, config), settings, token, _print_addresses)
     if provider is not None:
         provider.shutdown()
     sys.exit(code)

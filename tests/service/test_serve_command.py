@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 import rgalign
 from rgalign.cli import app
 from rgalign.errors import ConfigError
+from rgalign.recommender.config import BreakerConfig, RecommenderConfig
 from rgalign.service.server import Listening
 from rgalign.service.settings import TOKEN_VARIABLE
 
@@ -27,8 +28,8 @@ def served(monkeypatch: pytest.MonkeyPatch, fakes: Any) -> dict[str, Any]:
         on_ready(Listening(("127.0.0.1", 1234), ("127.0.0.1", 1235)))
         return 0
 
-    def load(bundle: Path) -> Any:
-        given["bundle"] = bundle
+    def load(bundle: Path, config: RecommenderConfig) -> Any:
+        given.update(bundle=bundle, config=config)
         return fakes.FakeRecommender()
 
     monkeypatch.setattr("rgalign.service.server.serve", serve)
@@ -43,6 +44,7 @@ def test_arguments_become_settings(served: dict[str, Any], tmp_path: Path) -> No
     (tmp_path / "token").chmod(0o600)
     arguments = ["serve", str(tmp_path / "bundle"), "--port", "0", "--admin-port", "0", "--quiet"]
     arguments += ["--admin-token-file", str(tmp_path / "token"), "--set", "connections.max_connections=9"]
+    arguments += ["--set", "recommender.threads=3", "--set", "recommender.breaker.failures=7"]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
     assert "serving on http://127.0.0.1:1234" in done.output
@@ -51,6 +53,7 @@ def test_arguments_become_settings(served: dict[str, Any], tmp_path: Path) -> No
     assert (settings.port, settings.admin_port, settings.connections.max_connections) == (0, 0, 9)
     assert (settings.bundle_root, served["bundle"]) == (tmp_path, tmp_path / "bundle")
     assert (served["token"], served["level"]) == (TOKEN, 30)
+    assert served["config"] == RecommenderConfig(threads=3, breaker=BreakerConfig(failures=7))
 
 
 def test_no_admin_listener_unless_asked_for(served: dict[str, Any], tmp_path: Path) -> None:
