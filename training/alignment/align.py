@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from rgalign.errors import DataError
+from rgalign.files import write_atomic
 from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
 from rgalign.training.alignment.alignment_inputs import AlignmentInputs
 from rgalign.training.alignment.batches import (
@@ -28,6 +29,7 @@ from rgalign.training.alignment.batches import (
     pair_rows,
     softmax_rows,
 )
+from rgalign.training.alignment.curves_page import NAMES, curves_page
 from rgalign.training.alignment.policy import MODEL, Policy, finished_model, load_policy, lora, save_model
 from rgalign.training.alignment.tokenised import TokenisedSession
 from rgalign.training.alignment.trainer_arguments import trainer_arguments
@@ -137,7 +139,10 @@ class _Alignment:
                     trainer.evaluate()
         self._save()
         if main:
-            self.run.finish(self._metrics(time.perf_counter() - began))
+            metrics = self._metrics(time.perf_counter() - began)
+            title = f"{self.inputs.objective} on {metrics['sessions']:,} sessions"
+            write_atomic(self.run.path / "curves.html", curves_page(title, metrics).encode())
+            self.run.finish(metrics)
 
     def _save(self) -> None:
         trainer, inputs = self.trainer, self.inputs
@@ -153,7 +158,8 @@ class _Alignment:
         state = self.trainer.state
         measured = [entry for entry in state.log_history if "eval_loss" in entry]
         shown = [{name: value for name, value in entry.items() if _is_result(name)} for entry in measured]
-        losses = [{"step": entry["step"], "loss": entry["loss"]} for entry in state.log_history if "loss" in entry]
+        logged = [entry for entry in state.log_history if "loss" in entry]
+        curves = [{name: entry[name] for name in ("step", *NAMES) if name in entry} for entry in logged]
         trainable = [parameter.numel() for parameter in self.trainer.model.parameters() if parameter.requires_grad]
         return {
             "objective": self.inputs.objective,
@@ -165,7 +171,7 @@ class _Alignment:
             "trainable_parameters": int(np.sum(trainable)),
             "before": shown[0] if shown else None,
             "after": shown[-1] if shown else None,
-            "curves": {"train": losses, "held_out": shown},
+            "curves": {"train": curves, "held_out": shown},
             "seconds_of_this_process": seconds,
             "num_processes": self.trainer.accelerator.num_processes,
         }

@@ -42,7 +42,12 @@ def evaluate_step(name: str, loop: LoopConfig, arms: Mapping[str, str], root: Pa
 
     def run(out: Path, on_step: OnStep | None) -> Mapping[str, Any]:
         runs = {arm: [seed_run(root / step / OUT, seed) for seed in loop.seeds] for arm, step in arms.items()}
-        return evaluate_arms(runs, loop, out)
+        summary = evaluate_arms(runs, loop, out)
+        curves = sorted(root.glob(f"round*/*/{OUT}/curves.html"))
+        links = [f"[{page.parts[-4]}/{page.parts[-3]}: curves](../../{page.relative_to(root)})\n" for page in curves]
+        report = out / REPORT
+        write_atomic(report, "\n".join([report.read_text(encoding="utf-8"), *links]).encode())
+        return summary
 
     return Step(
         name=name,

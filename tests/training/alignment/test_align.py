@@ -40,6 +40,9 @@ def test_contrast_raises_the_cosine_on_held_out_sessions(make_config: Make, tmp_
     assert metrics["after"]["eval_cos"] > metrics["before"]["eval_cos"] + 0.1
     assert metrics["after"]["eval_contrast"] < metrics["before"]["eval_contrast"] - 3
     assert len(metrics["curves"]["held_out"]) > 3
+    page = (tmp_path / "run" / "curves.html").read_text()
+    assert all(f"{name} by optimiser step" in page for name in ("loss", "cos(h, e+)", "InfoNCE"))
+    assert "rewards" not in page
     assert align("contrast", config, tmp_path / "run") == metrics  # done: skipped
     assert (tmp_path / "run" / "done").is_file()
     assert not (tmp_path / "run" / "checkpoint").exists()

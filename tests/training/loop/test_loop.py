@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -117,7 +118,11 @@ def test_a_finished_run_is_skipped_and_compares_four_arms_with_three_references(
     assert found["difference"] == pytest.approx(means["full"] - means["baseline"])
     for reference in ("baseline", "qe_rec", "control"):
         assert (finished / f"evaluate/out/against-{reference}/report.html").is_file()
-    assert "minus control" in (finished / "evaluate/out/report.md").read_text()
+    report = (finished / "evaluate/out/report.md").read_text()
+    assert "minus control" in report
+    pages = re.findall(r"curves\]\((.*?)\)", report)
+    assert len(pages) == 2  # SFT, and the alignment
+    assert all((finished / "evaluate/out" / page).is_file() for page in pages)
 
 
 def test_stage_3_and_its_control_share_start_seed_and_epochs_and_differ_in_the_reasoner(finished: Path) -> None:
