@@ -117,6 +117,9 @@ class Stage1:
         ranker = build_ranker(self.config.model, dataset.schema, dataset.catalog, latent_dim, self.inputs.semantic)
         if self.inputs.warm_start is not None:
             ranker.load_state_dict(self.inputs.warm_start.ranker.state_dict())
+        if self.config.trained == "query" and ranker.query_tower is not None:
+            ranker.requires_grad_(False)
+            ranker.query_tower.requires_grad_(True)
         # After the warm start's weights: the statistics are of this run's latent queries, whichever reasoner's.
         ranker.set_statistics(self.data.clicks, self.data.latent_sample)
         if self.data.titles is not None:

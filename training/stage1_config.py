@@ -37,6 +37,7 @@ class Stage1Config(Config):
         semantic: text vectors of the intents (``rgalign train hllm``); None judges intents by their ids.
         warm_start: finished run of the same ranker on the same training sessions whose weights training begins with
             (stage 3); its latent queries may be another reasoner's. None begins at random.
+        trained: ``query`` moves the query tower alone: the other towers stay as ``warm_start`` has them.
         without: a selection (``rgalign train select``) whose sessions are left out, see used_sessions.py.
         batch_size: sessions a step, on each process.
         metric: of the validation sessions against their clicks; the weights of its best epoch are kept.
@@ -52,6 +53,7 @@ class Stage1Config(Config):
     latents: Path | None = None
     semantic: Path | None = None
     warm_start: Path | None = None
+    trained: Literal["all", "query"] = "all"
     without: Path | None = None
     optimiser: OptimiserConfig = OptimiserConfig()
     epochs: int = Field(default=20, ge=1)
@@ -70,8 +72,11 @@ class Stage1Config(Config):
     def _check(self) -> Self:
         if isinstance(self.model, BaselineConfig) and self.latents is not None:
             raise ValueError("the baseline reads no latent queries: leave out latents")
+        if self.trained == "query" and (self.latents is None or self.warm_start is None):
+            raise ValueError("trained: query goes on with the query tower of a warm_start, on latents: give both")
         return self
 
     def identity(self) -> dict[str, Any]:
         """What a run must agree on, besides its input files, to be the same run."""
-        return self.model_dump(mode="json", exclude=set(NOT_IDENTITY))
+        left_out = NOT_IDENTITY if self.trained == "query" else NOT_IDENTITY | {"trained"}  # older runs do not have it
+        return self.model_dump(mode="json", exclude=set(left_out))

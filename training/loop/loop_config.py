@@ -25,7 +25,7 @@ Section = dict[str, Any]
 SectionT = TypeVar("SectionT", bound=Config)
 BASELINE_MODEL, RANKER_MODEL = {"model": "baseline"}, {"model": "qe_rec"}
 RECALIBRATION_EPOCHS = 5
-RECALIBRATION_RATE = 0.1  # of stage 1's learning rate: its full rate undoes what the warm start has (docs/loop.md)
+RECALIBRATED = "query"  # the query tower alone: the others have learned their part, and only overfit (docs/loop.md)
 NOWHERE = Path("unset")  # in place of the paths while sections are checked
 
 
@@ -93,11 +93,14 @@ class LoopConfig(Config):
         """Stage 3, and the control beside it. No early stop unless asked for: both take the same number of steps."""
         without = selection if self.recalibrate_on == "unaligned" else None
         epochs = self.stage3.get("epochs", RECALIBRATION_EPOCHS)
-        stage1 = self.stage1_config(latents, seed=seed)
-        rate = stage1.optimiser.learning_rate * RECALIBRATION_RATE
-        gentler = {**self.stage1.get("optimiser", {}), "learning_rate": rate, **self.stage3.get("optimiser", {})}
-        own = {**self.stage3, "epochs": epochs, "optimiser": gentler}
-        keys = {"model": RANKER_MODEL, **self.stage1, "patience": epochs, **own}
+        keys = {
+            "model": RANKER_MODEL,
+            **self.stage1,
+            "trained": RECALIBRATED,
+            "patience": epochs,
+            **self.stage3,
+            "epochs": epochs,
+        }
         return self._ranker("stage3", keys, latents=latents, warm_start=warm_start, without=without, seed=seed)
 
     def _ranker(

@@ -46,15 +46,13 @@ def test_sections_lie_over_each_other(loop_values: Values) -> None:
     assert config.align_config(NOWHERE, NOWHERE, NOWHERE).epochs == 1
 
 
-def test_recalibration_is_gentler_than_stage_1(loop_values: Values) -> None:
-    def optimiser(**sections: dict[str, Any]) -> tuple[float, float]:
-        config = parse_config(LoopConfig, loop_values(**sections), where="loop.yaml")
-        found = config.recalibration_config(NOWHERE, NOWHERE, NOWHERE, seed=0).optimiser
-        return found.learning_rate, found.weight_decay
+def test_recalibration_trains_the_query_tower_unless_told_otherwise(loop_values: Values) -> None:
+    def trained(**stage3: str) -> str:
+        config = parse_config(LoopConfig, loop_values(stage3=stage3), where="loop.yaml")
+        return config.recalibration_config(NOWHERE, NOWHERE, NOWHERE, seed=0).trained
 
-    stage1 = {"optimiser": {"learning_rate": 0.01, "weight_decay": 0.3}}
-    assert optimiser(stage1=stage1) == pytest.approx((0.001, 0.3))
-    assert optimiser(stage1=stage1, stage3={"optimiser": {"learning_rate": 0.02}}) == pytest.approx((0.02, 0.3))
+    assert trained() == "query"
+    assert trained(trained="all") == "all"
 
 
 def test_a_null_over_a_preset_survives_the_file(loop_values: Values, tmp_path: Path) -> None:

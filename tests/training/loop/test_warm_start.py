@@ -72,6 +72,21 @@ def test_training_begins_with_the_weights_and_standardises_the_new_latent_querie
     torch.testing.assert_close(after.query(2 * latents + 1), before.query(latents), atol=1e-5, rtol=1e-5)
 
 
+def test_the_query_tower_trains_alone(stage1_values: Values, first: Path, moved: LatentStore, tmp_path: Path) -> None:
+    values = stage1_values(warm_start=first, latents=moved.path, epochs=1, trained="query")
+    train_stage1(config_of(values), tmp_path / "run")
+    before, after = load_ranker(first).ranker.state_dict(), load_ranker(tmp_path / "run").ranker.state_dict()
+    changed = {name for name, weights in after.items() if not torch.equal(weights, before[name])}
+    learned, standardisation = {"linear.weight", "linear.bias"}, {"mean", "scale"}
+    assert changed == {f"query_tower.{name}" for name in learned | standardisation}
+
+
+def test_the_query_tower_alone_needs_something_to_go_on_with(stage1_values: Values) -> None:
+    with pytest.raises(ValueError, match="goes on with the query tower of a warm_start"):
+        config_of(stage1_values(trained="query"))
+    assert "trained" not in config_of(stage1_values()).identity()
+
+
 def test_a_warm_start_that_would_mean_something_else_is_refused(
     stage1_values: Values, first: Path, make_dataset: Any, make_latents: Any, tmp_path: Path
 ) -> None:
