@@ -32,7 +32,7 @@ help:
 	@echo '  make test    the test suite                        ARGS="-k topk -x" goes to pytest'
 	@echo '  make check   ruff, mypy --strict, clang-format, typos: what CI and pre-commit ask for'
 	@echo '  make format  let ruff and clang-format rewrite the code'
-	@echo '  make bench   measure throughput, rows go to bench/results/; and the engine, to build/bench/'
+	@echo '  make bench   measure all on this CPU, under half an hour; rows go to bench/results/, the page to build/bench/'
 	@echo '  make soak    every stress at full size: swaps, kills, overload, the service; summaries go to bench/results/'
 	@echo '  make docs    build the documentation into build/docs'
 	@echo '  make clean   remove build outputs and caches (.venv, runs and downloads stay)'
@@ -88,9 +88,10 @@ soak: $(READY)
 	RGALIGN_HTTP_SIGTERMS=50 RGALIGN_HTTP_SIGTERMS_OUT=bench/results/http_sigterms.json \
 		$(VENV)/bin/python -m pytest -q tests/service/test_mutated.py tests/service/test_sigterm.py
 
+# What is measured already, from the same sources, is not measured again. ARGS="scoring" instead of all suites.
 bench: $(READY)
-	$(VENV)/bin/python -m rgalign.bench.throughput $(ARGS)
-	$(VENV)/bin/python -m rgalign.bench.engine --quick
+	$(VENV)/bin/rgalign bench run $(or $(ARGS),all)
+	$(VENV)/bin/rgalign bench report -o build/bench/report --docs
 
 docs: $(DOCS_READY)
 	zensical build --strict --config-file mkdocs.yml

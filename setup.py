@@ -19,6 +19,7 @@ PACKAGES = [
     "rgalign.batcher",
     "rgalign.bench",
     "rgalign.bench.gpu",
+    "rgalign.bench.peers",
     "rgalign.bundle",
     "rgalign.cli",
     "rgalign.data",

@@ -110,7 +110,7 @@ def measure_cost(num_requests: int, repeats: int, driver: Path | None, peers: Pa
         counters = batcher.counters()
     if counters.answered[Outcome.ROW] != counters.submitted:
         raise SystemExit(f"not every request got its row: {counters}")
-    shape = {"requests": num_requests, "window": WINDOW, "max_rows": MAX_ROWS, "tokens": NUM_TOKENS}
+    shape = {"requests": num_requests, "window": WINDOW, "max_rows": MAX_ROWS, "tokens": NUM_TOKENS, "repeats": repeats}
     rows = [
         row("batcher cost", variant=f"rgalign {name}", **shape, cpu_us_per_request=spread(cpu_us[name], 2),
             requests_per_s=spread(rates[name], 0), rows_per_batch=round(counters.rows / counters.batches, 1),
@@ -173,6 +173,7 @@ def peer_row(python: str, name: str, num_requests: int, shape: dict[str, int]) -
     if done.returncode:
         raise SystemExit(f"{name}: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
+    shape = shape | {"repeats": len(found["cpu_us"])}
     return row("batcher cost", variant=name, **shape, cpu_us_per_request=spread(found["cpu_us"], 2),
                requests_per_s=spread(found["requests_per_s"], 0), rows_per_batch=round(found["rows_per_batch"], 1),
                peer_version=found["version"])  # fmt: skip

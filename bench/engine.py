@@ -20,6 +20,7 @@ import argparse
 import gc
 import itertools
 import os
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -48,6 +49,7 @@ from rgalign.bench.engine_waterfall import waterfall
 from rgalign.bench.engine_work import Peaks, measure_peaks, prefill_gflop
 from rgalign.bench.rows import RESULTS, ROOT, append, in_turn, row, spread
 from rgalign.chat_format import TEMPLATES
+from rgalign.errors import DataError
 from rgalign.reasoner.engine.artifact import MANIFEST, read_manifest
 from rgalign.reasoner.engine.build import build_engine
 from rgalign.reasoner.engine.checkpoint import DecoderConfig
@@ -185,9 +187,20 @@ def built(model: str, work: Path) -> dict[str, Path]:
     """The engine directories of each dtype, built unless they are there for these weights."""
     engines = {dtype: work / f"engine-{dtype}" for dtype in ENGINES}
     for dtype, directory in engines.items():
-        if not (directory / MANIFEST).is_file() or read_manifest(directory).model != model_fingerprint(model):
+        if not is_of(directory, model):
+            shutil.rmtree(directory, ignore_errors=True)
             build_engine(model, directory, dtype)
     return engines
+
+
+def is_of(directory: Path, model: str) -> bool:
+    """Whether there is an engine of these weights that this version reads."""
+    if not (directory / MANIFEST).is_file():
+        return False
+    try:
+        return read_manifest(directory).model == model_fingerprint(model)
+    except DataError:  # of an earlier format
+        return False
 
 
 # ---- cells -----------------------------------------------------------------------------------------------------------

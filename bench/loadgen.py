@@ -2,237 +2,131 @@
 
     python -m rgalign.bench.loadgen contexts DATASET -o contexts.jsonl      sessions of the validation split
     python -m rgalign.bench.loadgen http 127.0.0.1:8080 contexts.jsonl --rates 5 10 20 50 --seconds 60 [--plot FILE]
-    python -m rgalign.bench.loadgen library BUNDLE contexts.jsonl --rates ...
+    python -m rgalign.bench.loadgen library BUNDLE contexts.jsonl --rates ... [--arrivals bursty]
 
-Arrivals are a Poisson process fixed beforehand: a slow answer delays no later request. Latency counts from the
-scheduled arrival, so what waits because the server, or this generator, is late is in it; how late the generator itself
-was is in the row (``generator_late_ms``). Every request ends in the client's ledger once, and over HTTP the ledger must
-equal the server's own counters. Rows go to bench/results/loadgen.jsonl.
+Arrivals (loadgen_arrivals.py) are fixed beforehand and latency counts from them (loadgen_targets.py). Every request
+ends in the ledger once, and over HTTP the ledger must equal the server's own counters. A rate at which the generator
+was late and busy is measured again by twice as many processes, while there are cores for them; ``generator_verdict``
+says what is left of that. In this process the generator has the Recommender's event loop, so its lateness is the
+Recommender's. Rows go to bench/results/loadgen.jsonl.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import json
-import math
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from rich.console import Console
 
 import rgalign
-from rgalign.bench.http_wire import Closed, Cut, Wire, get, post
+from rgalign.bench.loadgen_arrivals import Arrivals, dispersion, read_trace
+from rgalign.bench.loadgen_contexts import dataset_contexts, read_contexts, write_contexts
+from rgalign.bench.loadgen_ledger import UNREACHED, WHOLE, Ledger, plain, summary
+from rgalign.bench.loadgen_plots import latency_over_rate
+from rgalign.bench.loadgen_processes import Generators
+from rgalign.bench.loadgen_targets import Ask, Context, HttpTarget, open_loop
+from rgalign.bench.loadgen_targets import library_ask as library_ask
 from rgalign.bench.rows import RESULTS, append, row
-from rgalign.service.errors import fault_of
-from rgalign.service.face import Recommender
 
-PERCENTILES = (50, 90, 99, 99.9)
-PATIENCE_S = 30.0  # beyond every deadline: who gets no answer by then is lost
 KNEE_SHARE = 0.95  # of the offered rate, answered
-
-Ask = Callable[[Mapping[str, Any]], Awaitable[str]]  # a context -> ok, degraded, or why not
+LATE_MS = 10.0  # p99 of the generator's lateness from which on it is said
+BUSY = 0.7  # share of a core from which on a generating process is what limits
 
 console = Console()
 
 
-@dataclass
-class Ledger:
-    """What became of each request of one run."""
-
-    outcomes: Counter[str] = field(default_factory=Counter)
-    answered_ms: list[float] = field(default_factory=list)  # scheduled arrival to answer, of ok and degraded ones
-    started_late_ms: list[float] = field(default_factory=list)
-
-
-def poisson(rate: float, seconds: float, seed: int) -> list[float]:
-    """Arrival times in [0, seconds) at ``rate`` a second, in order."""
-    rng = np.random.default_rng(seed)
-    gaps = rng.exponential(1 / rate, math.ceil(rate * seconds + 10 * math.sqrt(rate * seconds) + 10))
-    times = np.cumsum(gaps)
-    return [float(at) for at in times[times < seconds]]
+def measure_http(
+    target: HttpTarget, contexts: Sequence[Context], arrivals: Arrivals, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row a rate."""
+    rows = []
+    for number, rate in enumerate(arguments.rates):
+        times = arrivals.at(rate, arguments.seconds, arguments.seed + number)
+        ledger = load_http(target, contexts, times, arguments.processes, arguments.connections)
+        rows.append(described(rate, arguments.seconds, times, ledger))
+        console.print(rows[-1])
+    return rows
 
 
-async def open_loop(ask: Ask, contexts: Sequence[Mapping[str, Any]], arrivals: Sequence[float]) -> Ledger:
-    """Asks at each of ``arrivals`` (seconds from now), however many are still waiting, and waits for all."""
-    ledger = Ledger()
-
-    async def one(context: Mapping[str, Any], scheduled: float) -> None:
-        ledger.started_late_ms.append((time.perf_counter() - scheduled) * 1e3)
-        try:
-            outcome = await asyncio.wait_for(ask(context), PATIENCE_S)
-        except TimeoutError:
-            outcome = "lost"
-        ledger.outcomes[outcome] += 1
-        if outcome in ("ok", "degraded"):
-            ledger.answered_ms.append((time.perf_counter() - scheduled) * 1e3)
-
-    began = time.perf_counter()
-    waiting = set()
-    for number, at in enumerate(arrivals):
-        if (pause := began + at - time.perf_counter()) > 0:
-            await asyncio.sleep(pause)
-        task = asyncio.ensure_future(one(contexts[number % len(contexts)], began + at))
-        waiting.add(task)
-        task.add_done_callback(waiting.discard)
-    await asyncio.gather(*waiting)
-    return ledger
-
-
-class HttpTarget:
-    """Idle keep-alive connections are used first; a request that finds none opens another, in its own time."""
-
-    def __init__(self, host: str, port: int, k: int, deadline_ms: float | None) -> None:
-        self._host, self._port = host, port
-        self._asked = {"k": k, "deadline_ms": deadline_ms}
-        self._idle: list[Wire] = []
-
-    async def ask(self, context: Mapping[str, Any]) -> str:
-        try:
-            wire = self._idle.pop() if self._idle else await Wire.open(self._host, self._port)
-        except OSError:
-            return "no connection"
-        try:
-            answer = await wire.ask(post("/v1/recommend", {"context": context, **self._asked}))
-        except (Closed, Cut):
-            return "closed"
-        except asyncio.CancelledError:
-            wire.abort()
-            raise
-        if answer.headers.get("connection") == "close":
-            await wire.close()
-        else:
-            self._idle.append(wire)
-        if answer.status != 200:
-            return str(answer.json()["error"]["code"])
-        return "ok" if answer.json()["degraded"] is None else "degraded"
-
-    async def warm(self, contexts: Sequence[Mapping[str, Any]], count: int) -> None:
-        """Opens ``count`` connections and uses each once."""
-        await asyncio.gather(*(self.ask(contexts[number % len(contexts)]) for number in range(count)))
-
-    async def counted(self) -> int:
-        """Requests of the route that the server says it has answered."""
-        async with await Wire.open(self._host, self._port) as wire:
-            lines = (await wire.ask(get("/metrics"))).body.decode().splitlines()
-        wanted = "rgalign_http_requests_total{code="
-        return sum(int(float(x.rsplit(" ", 1)[1])) for x in lines if x.startswith(wanted) and '"/v1/recommend"' in x)
-
-    async def close(self) -> None:
-        for wire in self._idle:
-            await wire.close()
-        self._idle.clear()
-
-
-def library_ask(recommender: Recommender, k: int, deadline_ms: float | None) -> Ask:
-    """The same without HTTP, on this event loop."""
-
-    async def ask(context: Mapping[str, Any]) -> str:
-        try:
-            answer = await recommender.arecommend(context, k, deadline_ms=deadline_ms)
-        except Exception as error:
-            return fault_of(error).code.value
-        return "ok" if answer.degraded is None else "degraded"
-
-    return ask
-
-
-def summary(rate: float, seconds: float, num_arrivals: int, ledger: Ledger) -> dict[str, Any]:
-    """A run's numbers.
+def load_http(
+    target: HttpTarget, contexts: Sequence[Context], times: Sequence[float], processes: int | None, connections: int
+) -> Ledger:
+    """One run; with ``processes`` None by as many as it takes.
 
     Raises:
-        SystemExit: a request is missing from the ledger, or was lost.
+        SystemExit: the server counted otherwise.
     """
-    if sum(ledger.outcomes.values()) != num_arrivals or ledger.outcomes["lost"]:
-        raise SystemExit(f"{num_arrivals} requests, but {dict(ledger.outcomes)}")
-    answered = np.asarray(ledger.answered_ms or [math.nan])
-    return {
-        "rate": rate,
-        "seconds": seconds,
-        "requests": num_arrivals,
-        "outcomes": dict(ledger.outcomes),
-        "answered_per_s": round(len(ledger.answered_ms) / seconds, 2),
-        "latency_ms": {f"p{p:g}": round(float(np.percentile(answered, p)), 2) for p in PERCENTILES}
-        | {"max": round(float(answered.max()), 2)},
-        "generator_late_ms": {f"p{p:g}": round(float(np.percentile(ledger.started_late_ms, p)), 2) for p in (50, 99)},
-    }
+    count = processes or 1
+    while True:
+        with Generators(target, contexts, times, processes=count, connections=connections) as generators:
+            before = asyncio.run(target.counted())
+            ledger = generators.run()
+        if before is not None:
+            check_counted(ledger, asyncio.run(target.counted()), before)
+        more = processes is None and is_limiting(ledger) and 2 * count <= len(os.sched_getaffinity(0))
+        if not more:
+            return ledger
+        console.print(f"{verdict_on_generator(ledger)}: the same again by {2 * count} processes")
+        count *= 2
+
+
+def check_counted(ledger: Ledger, after: int | None, before: int) -> None:
+    """What was answered here against what the server says it answered.
+
+    Raises:
+        SystemExit: they differ by more than the connections that broke.
+    """
+    reached = len(ledger.ended) - sum(ledger.outcomes[name] for name in UNREACHED)
+    counted = (after or 0) - before
+    if not reached <= counted <= reached + ledger.outcomes["closed"]:
+        raise SystemExit(f"{reached} answers here, but the server counted {counted}")
+
+
+def is_limiting(ledger: Ledger) -> bool:
+    """Whether requests went out late because a generating process had no more time."""
+    return ledger.late_ms(99) > LATE_MS and ledger.busy > BUSY
+
+
+def verdict_on_generator(ledger: Ledger) -> str | None:
+    """What is to be said of a generator that was late; None of one that was not."""
+    late_ms = ledger.late_ms(99)
+    if not late_ms > LATE_MS:
+        return None
+    shown = f"the generator was {late_ms:.0f} ms late (p99) at {ledger.busy:.0%} of a core a process"
+    return shown if ledger.busy > BUSY else f"{shown}: this machine has too few cores for it and the server"
+
+
+def described(rate: float, seconds: float, times: Sequence[float], ledger: Ledger) -> dict[str, Any]:
+    shown = {"dispersion": dispersion(times, seconds), "generator_verdict": verdict_on_generator(ledger)}
+    return summary(rate, seconds, len(times), ledger) | shown
+
+
+async def measure_library(
+    ask: Ask, contexts: Sequence[Context], arrivals: Arrivals, arguments: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """A row a rate."""
+    rows = []
+    for number, rate in enumerate(arguments.rates):
+        await asyncio.gather(*(ask(context) for context in contexts[: arguments.connections]))  # warm
+        times = arrivals.at(rate, arguments.seconds, arguments.seed + number)
+        ledger = await open_loop(ask, contexts, list(enumerate(times)))
+        rows.append(described(rate, arguments.seconds, times, ledger) | {"generator_verdict": None})
+        console.print(rows[-1])
+    return rows
 
 
 def knee(rows: Sequence[Mapping[str, Any]]) -> float | None:
     """The highest rate at which, as at all lower ones, at least KNEE_SHARE of the requests got an undegraded answer."""
     highest = None
     for each in sorted(rows, key=lambda each: float(each["rate"])):
-        if each["outcomes"].get("ok", 0) < KNEE_SHARE * each["requests"]:
+        if each["outcomes"].get(WHOLE, 0) < KNEE_SHARE * each["requests"]:
             break
         highest = float(each["rate"])
     return highest
-
-
-async def measure_http(target: HttpTarget, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    contexts = read_contexts(arguments.contexts)
-    rows = []
-    for number, rate in enumerate(arguments.rates):
-        await target.warm(contexts, arguments.connections)
-        before = await target.counted()
-        arrivals = poisson(rate, arguments.seconds, arguments.seed + number)
-        ledger = await open_loop(target.ask, contexts, arrivals)
-        rows.append(summary(rate, arguments.seconds, len(arrivals), ledger))
-        reached = len(arrivals) - ledger.outcomes["no connection"] - ledger.outcomes["closed"]
-        if not reached <= (counted := await target.counted() - before) <= reached + ledger.outcomes["closed"]:
-            raise SystemExit(f"{reached} answers here, but the server counted {counted}")
-        console.print(rows[-1])
-    await target.close()
-    return rows
-
-
-async def measure_library(ask: Ask, arguments: argparse.Namespace) -> list[dict[str, Any]]:
-    contexts = read_contexts(arguments.contexts)
-    rows = []
-    for number, rate in enumerate(arguments.rates):
-        await asyncio.gather(*(ask(context) for context in contexts[: arguments.connections]))  # warm
-        arrivals = poisson(rate, arguments.seconds, arguments.seed + number)
-        rows.append(summary(rate, arguments.seconds, len(arrivals), await open_loop(ask, contexts, arrivals)))
-        console.print(rows[-1])
-    return rows
-
-
-def read_contexts(path: Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        raise SystemExit(f"{path}: no such file; python -m rgalign.bench.loadgen contexts DATASET -o {path} writes it")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def write_contexts(dataset: Path, out: Path, count: int) -> None:
-    """The features of the first ``count`` validation sessions, as plain JSON values; what is missing is left out."""
-    from rgalign.data.dataset import Dataset
-
-    data = Dataset.open(dataset)
-    rows = data.table("valid", list(data.schema.columns)).slice(0, count).to_pylist()
-    contexts = [{name: value for name, value in each.items() if value is not None} for each in rows]
-    text = "".join(json.dumps(context, allow_nan=False, ensure_ascii=False) + "\n" for context in contexts)
-    out.write_text(text, encoding="utf-8")
-    console.print(f"{len(contexts)} contexts in {out}")
-
-
-def plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
-    """Latency percentiles over offered rate, logarithmic; the knee as a line."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(6.4, 4.2))
-    axis = figure.subplots()
-    ordered = sorted(rows, key=lambda each: float(each["rate"]))
-    for name in ("p50", "p90", "p99"):
-        axis.plot([r["rate"] for r in ordered], [r["latency_ms"][name] for r in ordered], marker="o", label=name)
-    if (at := knee(rows)) is not None:
-        axis.axvline(at, linestyle=":", color="grey", label=f"knee {at:g}/s")
-    axis.set(yscale="log", xlabel="offered requests a second", ylabel="milliseconds from the scheduled arrival")
-    axis.legend()
-    figure.savefig(path, dpi=150, bbox_inches="tight")
 
 
 def main() -> None:
@@ -248,6 +142,10 @@ def main() -> None:
         command.add_argument("contexts", type=Path)
         command.add_argument("--rates", type=float, nargs="+", default=[5.0, 10.0, 20.0, 50.0])
         command.add_argument("--seconds", type=float, default=60.0, help="for each rate")
+        command.add_argument("--arrivals", choices=("poisson", "bursty", "trace"), default="poisson")
+        command.add_argument("--trace", type=Path, help="a line a request: its time, or its time and context")
+        if name == "http":
+            command.add_argument("--processes", type=int, help="that generate; default: as many as it takes")
         command.add_argument("--connections", type=int, default=16, help="opened, and used once, before each rate")
         command.add_argument("-k", type=int, default=3)
         command.add_argument("--deadline-ms", type=float)
@@ -257,21 +155,41 @@ def main() -> None:
         command.add_argument("--plot", type=Path)
     arguments = parser.parse_args()
     if arguments.what == "contexts":
-        write_contexts(arguments.dataset, arguments.out, arguments.count)
+        found = dataset_contexts(arguments.dataset, arguments.count)
+        write_contexts(found, arguments.out)
+        console.print(f"{len(found)} contexts in {arguments.out}")
         return
+    if (arguments.arrivals == "trace") != (arguments.trace is not None):
+        parser.error("--arrivals trace and --trace FILE go together")
+    measure(arguments)
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    asked: Sequence[Context] = read_contexts(arguments.contexts)
+    arrivals = Arrivals(arguments.arrivals)
+    if arguments.trace is not None:
+        times, recorded = read_trace(arguments.trace)
+        arrivals, asked = Arrivals("trace", trace=tuple(times)), recorded or asked
     if arguments.what == "http":
         host, _, port = arguments.target.rpartition(":")
-        http = HttpTarget(host, int(port), arguments.k, arguments.deadline_ms)
-        measured = asyncio.run(measure_http(http, arguments))
+        measured = measure_http(
+            HttpTarget(host, int(port), arguments.k, arguments.deadline_ms), asked, arrivals, arguments
+        )
     else:
         with rgalign.load(arguments.target) as recommender:
             ask = library_ask(recommender, arguments.k, arguments.deadline_ms)
-            measured = asyncio.run(measure_library(ask, arguments))
-    shape = {"target": arguments.what, "k": arguments.k, "deadline_ms": arguments.deadline_ms, "note": arguments.note}
-    path = append(arguments.out, [row("loadgen", **shape, **each) for each in measured])
+            measured = asyncio.run(measure_library(ask, asked, arrivals, arguments))
+    shape = {
+        "target": arguments.what,
+        "arrivals": arguments.arrivals,
+        "k": arguments.k,
+        "deadline_ms": arguments.deadline_ms,
+        "note": arguments.note,
+    }
+    path = append(arguments.out, [row("loadgen", **shape, **plain(each)) for each in measured])
     console.print(f"knee: {knee(measured)} requests a second; appended to {path}")
     if arguments.plot:
-        plot(measured, arguments.plot)
+        latency_over_rate(measured, knee(measured), arguments.plot)
 
 
 if __name__ == "__main__":

@@ -47,6 +47,7 @@ def hardware() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "instructions": best,
         "threads": torch.get_num_threads(),
+        "clock_mhz": _clock_mhz(),
         "load_1min": round(os.getloadavg()[0], 2),
         "gpu": gpu,
     }
@@ -75,6 +76,12 @@ def _cpu_lines(key: str) -> list[str]:
     path = Path("/proc/cpuinfo")
     lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
     return [line for line in lines if line.startswith(key)]
+
+
+def _clock_mhz() -> int | None:
+    """Of all cores at this moment, on average; None where the kernel does not tell."""
+    clocks = [float(line.split(":")[1]) for line in _cpu_lines("cpu MHz")]
+    return round(float(np.mean(clocks))) if clocks else None
 
 
 def _commit() -> str:

@@ -1,6 +1,6 @@
 """How many sessions a second: simulate, embed (with and without sharing prompts' beginnings), train.
 
-python -m rgalign.bench.throughput            rows appended to bench/results/throughput.jsonl
+python -m rgalign.bench.throughput [--only simulate train embed]     rows appended to bench/results/throughput.jsonl
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from rich.console import Console
 
-from rgalign.bench.rows import append, in_turn, row, spread
+from rgalign.bench.rows import RESULTS, append, in_turn, row, spread
 from rgalign.data.dataset import Dataset
 from rgalign.data.encode import NumericStats, SessionEncoder
 from rgalign.data.simulator import SimulatorConfig, simulate
@@ -31,6 +31,7 @@ AGREEMENT = 1e-3  # largest difference of latent queries between the variants; t
 BATCH = 1024
 LATENT_DIM = 576
 WORKERS = 2
+PARTS = ("simulate", "train", "embed")
 CONTEXT = ("hardware", "versions", "commit", "time")  # of every row
 
 console = Console()
@@ -40,17 +41,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sessions", type=int, default=100_000, help="simulated sessions")
+    parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS)
+    parser.add_argument("--out", default="throughput.jsonl", help=f"file in {RESULTS}, or an absolute path")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as directory:
-        record([simulate_row(Path(directory) / "large", arguments.sessions)])
+        simulated = simulate_row(Path(directory) / "large", arguments.sessions)
+        if "simulate" in arguments.only:
+            record(arguments.out, [simulated])
         dataset = Dataset.open(Path(directory) / "large")
-        record(train_rows(dataset, arguments.repeats))
-        record(embed_rows(dataset, arguments.repeats))
+        if "train" in arguments.only:
+            record(arguments.out, train_rows(dataset, arguments.repeats))
+        if "embed" in arguments.only:
+            record(arguments.out, embed_rows(dataset, arguments.repeats))
 
 
-def record(rows: list[dict[str, Any]]) -> None:
+def record(out: str, rows: list[dict[str, Any]]) -> None:
     """Appends rows as soon as they are there, and prints what was measured."""
-    path = append("throughput.jsonl", rows)
+    path = append(out, rows)
     for each in rows:
         console.print({name: value for name, value in each.items() if name not in CONTEXT})
     console.print(f"appended to {path}")
@@ -97,6 +104,7 @@ def embed_rows(dataset: Dataset, repeats: int) -> list[dict[str, Any]]:
             "embed",
             variant=name,
             **shape,
+            repeats=repeats,
             prompts_per_s=spread([len(own) / each for each in seconds]),
             prompt_tokens_per_s=spread([tokens / each for each in seconds], 1),
         )
@@ -138,6 +146,7 @@ def train_rows(dataset: Dataset, repeats: int) -> list[dict[str, Any]]:
             batch=BATCH,
             intents=len(dataset.catalog),
             features=len(dataset.schema.features),
+            repeats=repeats,
             sessions_per_s=spread([BATCH / each for each in seconds], 1),
         )
         for name, seconds in timings.items()

@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.console import Console
 
-from rgalign.cli import bundle, data, engine, index, rank, serve, tables, train
+from rgalign.cli import bench, bundle, data, engine, index, rank, serve, tables, train
 from rgalign.errors import RgalignError
 
 HELP = """Predict the service intent a user came for, before they type.
@@ -34,6 +34,7 @@ app.add_typer(train.app, name="train")
 app.add_typer(index.app, name="index")
 app.add_typer(engine.app, name="engine")
 app.add_typer(bundle.app, name="bundle")
+app.add_typer(bench.app, name="bench")
 app.add_typer(tables.app)
 app.add_typer(serve.app)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rgalign.bench.loadgen import (
-    HttpTarget,
-    Ledger,
-    knee,
-    library_ask,
-    measure_http,
-    measure_library,
-    open_loop,
-    plot,
-    poisson,
-    summary,
-)
+from rgalign.bench.loadgen import check_counted, is_limiting, knee, measure_http, measure_library, verdict_on_generator
+from rgalign.bench.loadgen_arrivals import Arrivals, poisson
+from rgalign.bench.loadgen_ledger import Ended, Ledger, Reply, summary
+from rgalign.bench.loadgen_plots import latency_over_rate
+from rgalign.bench.loadgen_targets import HttpTarget, library_ask, open_loop
 
 
 def test_arrivals_are_a_poisson_process_fixed_by_the_seed() -> None:
@@ -42,62 +34,94 @@ def test_a_stall_is_in_the_latency_of_all_who_came_during_it() -> None:
     """The omission that a closed loop makes: one stall of 0.4 s would be one slow request."""
     stalled = asyncio.Lock()
 
-    async def ask(context: Mapping[str, Any]) -> str:
+    async def ask(context: Mapping[str, Any]) -> Reply:
         async with stalled:
             if context["first"]:
                 await asyncio.sleep(0.4)
-        return "ok"
+        return Reply("ok")
 
     contexts = [{"first": True}, *({"first": False} for _ in range(9))]
-    ledger = asyncio.run(open_loop(ask, contexts, [0.02 * n for n in range(10)]))
+    ledger = asyncio.run(open_loop(ask, contexts, [(n, 0.02 * n) for n in range(10)]))
     assert ledger.outcomes == {"ok": 10}
-    assert all(latency > 390 - 20 * number for number, latency in enumerate(sorted(ledger.answered_ms, reverse=True)))
-    assert min(ledger.answered_ms) < max(ledger.answered_ms) - 100
+    waits = sorted((each.latency_ms for each in ledger.ended), reverse=True)
+    assert all(latency > 390 - 20 * number for number, latency in enumerate(waits))
+    assert min(waits) < max(waits) - 100
 
 
-def test_a_run_over_http_agrees_with_the_servers_counters(running: Any, tmp_path: Path) -> None:
-    contexts = tmp_path / "contexts.jsonl"
-    chosen: list[dict[str, Any]] = [{"region": "SG"}, {"do": "degraded"}, {"do": "overload"}, {"ms": 30}]
-    contexts.write_text("".join(json.dumps(context) + "\n" for context in chosen))
-    arguments = argparse.Namespace(contexts=contexts, rates=[20.0, 40.0], seconds=1.0, connections=4, seed=0)
-    rows = asyncio.run(measure_http(HttpTarget(running.host, running.port, 3, None), arguments))
+def test_who_waits_beyond_all_patience_is_lost() -> None:
+    async def ask(context: Mapping[str, Any]) -> Reply:
+        await asyncio.sleep(10)
+        return Reply("ok")
+
+    ledger = asyncio.run(open_loop(ask, [{}], [(0, 0.0)], patience_s=0.01))
+    assert ledger.outcomes == {"lost": 1}
+    assert ledger.answered == []
+
+
+def asked(**values: Any) -> argparse.Namespace:
+    return argparse.Namespace(**{"seconds": 1.0, "connections": 4, "seed": 0, "processes": 1, **values})
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_run_over_http_agrees_with_the_servers_counters(running: Any, tmp_path: Path, processes: int) -> None:
+    contexts: list[dict[str, Any]] = [{"region": "SG"}, {"do": "degraded"}, {"do": "overload"}, {"ms": 30}]
+    target = HttpTarget(running.host, running.port, 3, None)
+    rows = measure_http(target, contexts, Arrivals(), asked(rates=[20.0, 40.0], processes=processes))
     for each in rows:
         assert set(each["outcomes"]) == {"ok", "degraded", "overloaded"}
         assert each["outcomes"]["overloaded"] == pytest.approx(each["requests"] / 4, abs=1)
         assert each["latency_ms"]["max"] >= 30
+        assert each["generator_processes"] == processes
+        assert each["stages_ms"]["reason"]["p50"] == pytest.approx(0.3)  # as the fake service says
     assert [each["rate"] for each in rows] == [20.0, 40.0]
-    plot(rows, tmp_path / "latency.png")
+    latency_over_rate(rows, knee(rows), tmp_path / "latency.png")
     assert (tmp_path / "latency.png").stat().st_size > 5_000
 
 
-def test_a_server_that_counts_otherwise_is_an_error(running: Any, tmp_path: Path, monkeypatch: Any) -> None:
-    contexts = tmp_path / "contexts.jsonl"
-    contexts.write_text("{}\n")
-    arguments = argparse.Namespace(contexts=contexts, rates=[20.0], seconds=0.3, connections=1, seed=0)
-
+def test_a_server_that_counts_otherwise_is_an_error(running: Any, monkeypatch: Any) -> None:
     async def counted(self: HttpTarget) -> int:
         return 7
 
     monkeypatch.setattr(HttpTarget, "counted", counted)
     with pytest.raises(SystemExit, match="but the server counted 0"):
-        asyncio.run(measure_http(HttpTarget(running.host, running.port, 3, None), arguments))
+        measure_http(HttpTarget(running.host, running.port, 3, None), [{}], Arrivals(), asked(rates=[20.0]))
 
 
-def test_the_library_in_this_process(fakes: Any, tmp_path: Path) -> None:
-    contexts = tmp_path / "contexts.jsonl"
-    contexts.write_text('{"region": "SG"}\n{"do": "late"}\n{"nope": 1}\n')
-    arguments = argparse.Namespace(contexts=contexts, rates=[60.0], seconds=0.5, connections=1, seed=0)
-    (each,) = asyncio.run(measure_library(library_ask(fakes.FakeRecommender(), 3, 100.0), arguments))
+def test_who_was_cut_off_may_be_counted_or_not() -> None:
+    ledger = Ledger([Ended(0, 0.0, 0.0, 1.0, "ok"), Ended(1, 0.0, 0.0, 1.0, "closed")])
+    check_counted(ledger, 11, 10)
+    check_counted(ledger, 12, 10)
+    for counted in (0, 3):
+        with pytest.raises(SystemExit, match=f"1 answers here, but the server counted {counted}"):
+            check_counted(ledger, 10 + counted, 10)
+
+
+def test_a_generator_that_was_late_says_whether_more_processes_would_help() -> None:
+    def ran(late_ms: float, cpu_s: float) -> Ledger:
+        return Ledger([Ended(0, 0.0, late_ms, 20.0, "ok")], cpu_s=cpu_s, wall_s=1.0)
+
+    assert verdict_on_generator(ran(9.0, 0.99)) is None
+    assert is_limiting(ran(11.0, 0.9))
+    assert verdict_on_generator(ran(11.0, 0.9)) == "the generator was 11 ms late (p99) at 90% of a core a process"
+    assert not is_limiting(ran(11.0, 0.1))
+    assert "too few cores" in str(verdict_on_generator(ran(11.0, 0.1)))
+
+
+def test_the_library_in_this_process(fakes: Any) -> None:
+    contexts: list[dict[str, Any]] = [{"region": "SG"}, {"do": "late"}, {"nope": 1}]
+    ask = library_ask(fakes.FakeRecommender(), 3, 100.0)
+    (each,) = asyncio.run(
+        measure_library(ask, contexts, Arrivals("bursty"), asked(rates=[60.0], seconds=0.5, connections=1))
+    )
     assert set(each["outcomes"]) == {"ok", "deadline_exceeded", "invalid_context"}
     assert sum(each["outcomes"].values()) == each["requests"] > 10
 
 
 def test_who_is_lost_or_not_in_the_ledger_is_an_error() -> None:
-    ledger = Ledger()
-    ledger.outcomes.update(ok=9, lost=1)
+    ledger = Ledger([Ended(n, 0.0, 0.0, 1.0, "ok" if n else "lost") for n in range(10)])
     with pytest.raises(SystemExit, match="10 requests, but"):
         summary(1.0, 10.0, 10, ledger)
-    ledger.outcomes["lost"] = 0
+    del ledger.ended[0]
     with pytest.raises(SystemExit, match="10 requests, but"):
         summary(1.0, 10.0, 10, ledger)
 

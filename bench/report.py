@@ -1,0 +1,162 @@
+"""The report of the benchmarks: one self-contained HTML page of the rows, with plots, tables and fitted exponents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from html import escape
+from itertools import chain
+from pathlib import Path
+
+from rgalign.bench.extrapolate import describe_extrapolation
+from rgalign.bench.report_plots import (
+    Drawn,
+    engines,
+    growths,
+    latency_throughput,
+    rooflines,
+    scorers,
+    waterfalls,
+)
+from rgalign.bench.report_tables import TABLES, machine, none_yet, number
+from rgalign.bench.result_rows import Row, latest, of
+from rgalign.errors import DataError
+from rgalign.files import write_atomic
+from rgalign.training.report_style import CSS
+
+NAME = "report.html"
+MORE_CSS = """
+.plots { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 440px), 1fr)); }
+.plots figure { min-width: 0; }
+.plots svg { width: 100%; }
+figure .note { margin: 4px 0 0; }
+h3 { margin: 22px 0 8px; }
+nav { margin-top: 18px; font-size: 14px; }
+nav a { color: #0b63c5; text-decoration: none; margin-right: 16px; white-space: nowrap; }
+.card { border-top-color: #1b7837; }
+@media (max-width: 640px) { main { padding: 24px 16px 48px; } }
+"""
+
+Figures = Callable[[Sequence[Row]], Iterable[Drawn]]
+
+# Title, tables above each other, figures, and the suites that rows come from.
+SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[Figures, ...], str], ...] = (
+    ("Services under load", ("end_to_end",), (latency_throughput,), "end_to_end"),
+    ("The reasoner's engine", ("engine", "waterfall"), (waterfalls, engines), "engine"),
+    ("Against the machine's limits", (), (rooflines,), "kernels scaling"),
+    ("How cost grows", ("exponents",), (growths,), "scaling training data"),
+    ("Scoring and top-k", ("scoring", "topk"), (scorers,), "scoring kernels"),
+    ("The batcher", ("batcher", "overload"), (), "batcher"),
+    ("Contexts and towers", ("tokenizer", "towers"), (), "tokenizer towers"),
+    ("Training and data", ("training", "data", "embedding"), (), "training data"),
+)
+TITLES = {
+    "end_to_end": "Offered load and latency",
+    "engine": "Engines beside each other",
+    "waterfall": "Technique by technique",
+    "exponents": "Fitted exponents: time = c · size^a",
+    "scoring": "Scoring a catalogue",
+    "topk": "Top-k of dense scores",
+    "batcher": "What a request costs",
+    "overload": "Overload",
+    "tokenizer": "Contexts to token ids",
+    "towers": "Towers and scores",
+    "training": "Training steps",
+    "data": "Simulating and encoding",
+    "embedding": "Embedding, with and without sharing",
+}
+
+
+def write_report(rows: Sequence[Row], out: Path) -> Path:
+    """Writes ``out/report.html``.
+
+    Raises:
+        DataError: there are no rows.
+    """
+    if not rows:
+        raise DataError(where="bench report", required="result rows (rgalign bench run all)", received="none")
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomic(out / NAME, page(rows).encode())
+    return out / NAME
+
+
+def page(rows: Sequence[Row]) -> str:
+    """The page. Everything from rows is escaped; there is no script and nothing is fetched."""
+    body = "".join(section(rows, number_, *each) for number_, each in enumerate(SECTIONS))
+    links = " ".join(f"<a href=#s{place}>{escape(each[0])}</a>" for place, each in enumerate(SECTIONS))
+    return (
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>rgalign benchmarks</title>'
+        f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}{MORE_CSS}</style></head>'
+        f"<body><main>{header(rows)}<nav>{links}</nav>{body}{method()}</main></body></html>\n"
+    )
+
+
+def header(rows: Sequence[Row]) -> str:
+    machines = sorted({machine(row) for row in rows})
+    times = sorted(str(row.get("time"))[:10] for row in rows)
+    gpus = sorted({str(row["hardware"]["gpu"]) for row in rows if (row.get("hardware") or {}).get("gpu")})
+    measured = f"GPU: {', '.join(gpus) or 'none measured'}"
+    facts = [f"{len(rows):,} rows", f"{times[0]} to {times[-1]}", *machines, measured]
+    cards = "".join(
+        f"<div class=card><h3>{escape(title)}</h3><p class=big>{escape(value)}</p>"
+        f"<p class=interval>{escape(note)}</p></div>"
+        for title, value, note in headlines(rows)
+    )
+    return (
+        "<header><p class=eyebrow>rgalign benchmarks</p><h1>How fast, beside what, on which machine</h1>"
+        f"<p class=facts>{escape(' · '.join(facts))}</p></header><div class=cards>{cards}</div>"
+    )
+
+
+def headlines(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """The best known numbers, each with where it holds; those without rows are left out."""
+    found = []
+    engine = [row for row in latest(of(rows, "engine")) if row["variant"] == "rgalign int8a12"]
+    if engine:
+        row = max(engine, key=lambda row: float(row["speedup"]["median"]))
+        where = f"{row['template']}, {row['B']} prompts, {row['threads']} threads"
+        value = f"×{number(row['speedup']['median'])}"
+        found.append(("Engine, 8-bit weights", value, f"over transformers fp32, whole prompt: {where}"))
+    verdicts = [row for row in latest(of(rows, "end_to_end verdict")) if row.get("capacity_ratio")]
+    for row in verdicts[:1]:
+        found.append(("Whole service", f"×{number(row['capacity_ratio'])}",
+                      f"capacity of FastAPI + transformers + FAISS, template {row['template']}"))  # fmt: skip
+    grid = {"N": 5_000, "B": 1, "D": 128, "catalogue": "random"}
+    for row in latest(of(rows, "scoring", variant="rgalign int8", **grid))[-1:]:
+        found.append(("Scoring 5,000 intents", f"{number(row['call_us']['median'])} µs",
+                      f"one session, D = 128, {row['threads']} threads, exact"))  # fmt: skip
+    for row in latest(of(rows, "batcher cost", variant="rgalign submit"))[-1:]:
+        found.append(("Batcher", f"{number(row['cpu_us_per_request']['median'])} µs", "process CPU a request"))
+    return found
+
+
+def section(
+    rows: Sequence[Row], place: int, title: str, tables: Sequence[str], draw: Sequence[Figures], suites: str
+) -> str:
+    figures = "".join(figure(each) for each in chain.from_iterable(one(rows) for one in draw))
+    body = f"<div class=plots>{figures}</div>" if figures else ""
+    for name in tables:
+        table = TABLES[name](rows)
+        shown = f"<p class=note>{escape(none_yet(name).replace('`', ''))}</p>" if table is None else table.html()
+        body += f"<h3>{escape(TITLES[name])}</h3>{shown}"
+    if title == "How cost grows":
+        body += "".join(f"<p class=note>{escape(line)}</p>" for line in describe_extrapolation(rows))
+    if not body:
+        body = f"<p class=note>No rows yet: rgalign bench run {escape(suites)}.</p>"
+    return f"<section id=s{place}><h2>{escape(title)}</h2>{body}</section>"
+
+
+def figure(each: Drawn) -> str:
+    caption = f"<p class=note>{escape(each.caption)}</p>" if each.caption else ""
+    return f"<figure><figcaption>{escape(each.title)}</figcaption>{each.svg}{caption}</figure>"
+
+
+def method() -> str:
+    facts = (
+        "Variants are timed in turn (A B C A B C …) in one run; values are medians with percentiles 20 and 80.",
+        "Answers are checked before anything is timed; a variant that answers otherwise stops the suite.",
+        "A number is a line of bench/results/*.jsonl, with commit, versions, hardware, clock and load.",
+        "Of a cell that was measured several times the latest is shown.",
+        "A commit with + had changes that were not committed. The machine is shared: read ratios first.",
+    )
+    lines = "".join(f"<li>{escape(fact)}</li>" for fact in facts)
+    return f"<section><h2>Method</h2><ul>{lines}</ul></section>"
