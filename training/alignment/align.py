@@ -20,6 +20,7 @@ import torch
 
 from rgalign.errors import DataError
 from rgalign.files import write_atomic
+from rgalign.reasoner.pretrained import without_weights_bar
 from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
 from rgalign.training.alignment.alignment_inputs import AlignmentInputs
 from rgalign.training.alignment.batches import (
@@ -133,7 +134,7 @@ class _Alignment:
             trainer.add_callback(Curves(log, sessions_per_step=config.effective_batch, on_step=on_step))
             if self.num_held_out and checkpoint is None:
                 trainer.args.eval_on_start = True
-            with supervised_positions_only():
+            with supervised_positions_only(), without_weights_bar():  # of its checkpoints
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
                 if self.num_held_out and not _measured_last(trainer.state):
                     trainer.evaluate()
