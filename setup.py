@@ -30,6 +30,7 @@ PACKAGES = [
     "rgalign.metrics",
     "rgalign.metrics.online",
     "rgalign.models",
+    "rgalign.planner",
     "rgalign.reasoner",
     "rgalign.reasoner.engine",
     "rgalign.reasoner.tensorrt_llm",

@@ -32,7 +32,6 @@ from rich.console import Console
 from rgalign.bench.end_to_end_bundles import OWN, bundles
 from rgalign.bench.end_to_end_curves import EQUAL_SHARE, OURS, PEER, compared, plot
 from rgalign.bench.loadgen import described, load_http
-from rgalign.bench.loadgen_arrivals import poisson
 from rgalign.bench.loadgen_contexts import drawn_contexts, read_contexts
 from rgalign.bench.loadgen_ledger import UNREACHED, WHOLE, Ledger, interval_of_percentile, plain
 from rgalign.bench.loadgen_server import NICENESS, our_command, started
@@ -41,6 +40,7 @@ from rgalign.bench.peers.environment import peer_python, peer_versions
 from rgalign.bench.rows import RESULTS, ROOT, append, row
 from rgalign.bundle import Bundle, read_bundle
 from rgalign.chat_format import TEMPLATES
+from rgalign.planner.arrivals import poisson
 
 WORK = ROOT / "build" / "bench" / "end_to_end"
 K = 3

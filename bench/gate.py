@@ -30,7 +30,6 @@ from rich.console import Console
 from rich.table import Table
 
 from rgalign.bench.loadgen import BUSY, load_http
-from rgalign.bench.loadgen_arrivals import Arrivals, dispersion
 from rgalign.bench.loadgen_contexts import drawn_contexts, read_contexts
 from rgalign.bench.loadgen_histogram import percentiles, write_histograms
 from rgalign.bench.loadgen_ledger import (
@@ -50,6 +49,7 @@ from rgalign.bench.loadgen_targets import Context, HttpTarget
 from rgalign.bench.rows import append, row
 from rgalign.bundle import read_bundle
 from rgalign.errors import ConfigError
+from rgalign.planner.arrivals import Arrivals, dispersion
 
 PERCENTILE = 99.0
 MIN_REQUESTS = 100  # fewer have no 99th percentile

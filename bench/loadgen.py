@@ -4,11 +4,11 @@
     python -m rgalign.bench.loadgen http 127.0.0.1:8080 contexts.jsonl --rates 5 10 20 50 --seconds 60 [--plot FILE]
     python -m rgalign.bench.loadgen library BUNDLE contexts.jsonl --rates ... [--arrivals bursty]
 
-Arrivals (loadgen_arrivals.py) are fixed beforehand and latency counts from them (loadgen_targets.py). Every request
-ends in the ledger once, and over HTTP the ledger must equal the server's own counters. A rate at which the generator
-was late and busy is measured again by twice as many processes, while there are cores for them; ``generator_verdict``
-says what is left of that. In this process the generator has the Recommender's event loop, so its lateness is the
-Recommender's. Rows go to bench/results/loadgen.jsonl.
+Arrivals are fixed beforehand (rgalign/planner/arrivals.py) and latency counts from them (loadgen_targets.py). Every
+request ends in the ledger once, and over HTTP the ledger must equal the server's own counters. A rate at which the
+generator was late and busy is measured again by twice as many processes, while there are cores for them;
+``generator_verdict`` says what is left of that. In this process the generator has the Recommender's event loop, so
+its lateness is the Recommender's. Rows go to bench/results/loadgen.jsonl.
 """
 
 from __future__ import annotations
@@ -23,7 +23,6 @@ from typing import Any
 from rich.console import Console
 
 import rgalign
-from rgalign.bench.loadgen_arrivals import Arrivals, dispersion, read_trace
 from rgalign.bench.loadgen_contexts import dataset_contexts, read_contexts, write_contexts
 from rgalign.bench.loadgen_ledger import UNREACHED, WHOLE, Ledger, plain, summary
 from rgalign.bench.loadgen_plots import latency_over_rate
@@ -31,6 +30,7 @@ from rgalign.bench.loadgen_processes import Generators
 from rgalign.bench.loadgen_targets import Ask, Context, HttpTarget, open_loop
 from rgalign.bench.loadgen_targets import library_ask as library_ask
 from rgalign.bench.rows import RESULTS, append, row
+from rgalign.planner.arrivals import Arrivals, dispersion, read_trace
 
 KNEE_SHARE = 0.95  # of the offered rate, answered
 LATE_MS = 10.0  # p99 of the generator's lateness from which on it is said

@@ -39,29 +39,27 @@ def score(
     tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]
     | tuple[str, int]
 ): ...
+def simulate_cell(
+    arrivals: NDArray[np.float64],
+    *,
+    limits: dict[str, Any],
+    replicas: int,
+    curve_tokens: Sequence[float],
+    curve_ms: Sequence[float],
+    jitter: Sequence[float],
+    lengths: Sequence[int],
+    read_ms: float,
+    tower_ms: float,
+    answer_ms: float,
+    deadline_ms: float,
+    reserve_ms: float,
+    least_outstanding: bool,
+    outages: list[tuple[int, float, float, float, bool]],
+    seed: int,
+) -> dict[str, Any]: ...
 
 class Batcher:
-    def __init__(
-        self,
-        *,
-        max_rows: int,
-        max_tokens: int,
-        max_request_tokens: int,
-        padded: bool,
-        token_buckets: Sequence[int],
-        row_buckets: Sequence[int],
-        max_waste: float,
-        max_passes: int,
-        max_queue: int,
-        queue_limit: int,
-        deadline_ms: float,
-        slack_ms: float,
-        max_per_client: int,
-        bulk_every: int,
-        num_workers: int,
-        pad_token: int,
-        first_position: int,
-    ) -> None: ...
+    def __init__(self, **settings: Any) -> None: ...  # BatcherConfig.limits(), pad_token, first_position
     @property
     def forked(self) -> bool: ...
     def submit(

@@ -16,3 +16,4 @@ void bind_topk(py::module_& module);
 void bind_scorer(py::module_& module);
 void bind_batcher(py::module_& module);
 void bind_engine(py::module_& module);
+void bind_planner(py::module_& module);

@@ -9,6 +9,7 @@
 
 #include "batcher/answer_queue.h"
 #include "python/arrays.h"
+#include "python/limits.h"
 
 namespace {
 
@@ -17,11 +18,6 @@ using Outcomes = py::array_t<std::uint8_t, py::array::c_style>;
 static_assert(sizeof(rgalign::Outcome) == sizeof(std::uint8_t));
 
 constexpr double kMs = 1e6;  // nanoseconds
-
-rgalign::Nanoseconds nanoseconds(double ms) {
-  constexpr double kLongest = 9.0e18;
-  return static_cast<rgalign::Nanoseconds>(std::clamp(ms * kMs, -1.0, kLongest));
-}
 
 rgalign::BatchBuffers buffers_of(Tokens& token_ids, Tokens& positions, Tokens& cu_seqlens) {
   return {token_ids.mutable_data(), positions.mutable_data(), cu_seqlens.mutable_data()};
@@ -153,41 +149,17 @@ class PyBatcher {
   std::unique_ptr<rgalign::Batcher> batcher_;
 };
 
-std::unique_ptr<PyBatcher> make_batcher(std::int64_t max_rows, std::int64_t max_tokens, std::int64_t max_request_tokens,
-                                        bool padded, std::vector<std::int64_t> token_buckets,
-                                        std::vector<std::int64_t> row_buckets, double max_waste,
-                                        std::int64_t max_passes, std::int64_t max_queue, std::int64_t queue_limit,
-                                        double deadline_ms, double slack_ms, std::int64_t max_per_client,
-                                        std::int64_t bulk_every, std::int64_t num_workers, std::int32_t pad_token,
-                                        std::int32_t first_position) {
-  rgalign::Limits limits;
-  limits.max_rows = max_rows;
-  limits.max_tokens = max_tokens;
-  limits.max_request_tokens = max_request_tokens;
-  limits.layout = padded ? rgalign::Layout::kPadded : rgalign::Layout::kPacked;
-  limits.token_buckets = std::move(token_buckets);
-  limits.row_buckets = std::move(row_buckets);
-  limits.max_waste = max_waste;
-  limits.max_passes = max_passes;
-  limits.max_queue = max_queue;
-  limits.queue_limit = queue_limit;
-  limits.deadline = nanoseconds(deadline_ms);
-  limits.slack = nanoseconds(slack_ms);
-  limits.max_per_client = max_per_client;
-  limits.bulk_every = bulk_every;
-  limits.num_workers = num_workers;
-  return std::make_unique<PyBatcher>(limits, rgalign::Filling{pad_token, first_position});
+std::unique_ptr<PyBatcher> make_batcher(const py::kwargs& settings) {
+  return std::make_unique<PyBatcher>(
+      limits_of(settings),
+      rgalign::Filling{settings["pad_token"].cast<std::int32_t>(), settings["first_position"].cast<std::int32_t>()});
 }
 
 }  // namespace
 
 void bind_batcher(py::module_& module) {
   py::class_<PyBatcher>(module, "Batcher", "See rgalign.batcher.Batcher.")
-      .def(py::init(&make_batcher), py::kw_only(), py::arg("max_rows"), py::arg("max_tokens"),
-           py::arg("max_request_tokens"), py::arg("padded"), py::arg("token_buckets"), py::arg("row_buckets"),
-           py::arg("max_waste"), py::arg("max_passes"), py::arg("max_queue"), py::arg("queue_limit"),
-           py::arg("deadline_ms"), py::arg("slack_ms"), py::arg("max_per_client"), py::arg("bulk_every"),
-           py::arg("num_workers"), py::arg("pad_token"), py::arg("first_position"))
+      .def(py::init(&make_batcher))
       .def_property_readonly("forked", &PyBatcher::forked)
       .def("submit", &PyBatcher::submit, py::arg("tag"), py::arg("token_ids").noconvert(), py::arg("deadline_ms"),
            py::arg("client"), py::arg("bulk"))

@@ -7,4 +7,5 @@ PYBIND11_MODULE(_C, module) {
   bind_scorer(module);
   bind_batcher(module);
   bind_engine(module);
+  bind_planner(module);
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import Field, model_validator
 
@@ -52,3 +52,9 @@ class BatcherConfig(Config):
         if self.token_buckets and self.layout == "packed" and self.token_buckets[-1] < self.max_tokens:
             raise ValueError("the last of token_buckets must hold max_tokens")
         return self
+
+    def limits(self) -> dict[str, Any]:
+        """As the state machine's ``Limits`` (csrc/batcher/limits.h) has them: 0 where there is no bound."""
+        of_the_shell = {"layout", "row_shape", "isolate_faults", "pad_token", "first_position"}
+        unbounded = {"max_queue": self.max_queue or 0, "max_per_client": self.max_per_client or 0}
+        return self.model_dump(exclude=of_the_shell) | unbounded | {"padded": self.layout == "padded"}

@@ -46,17 +46,11 @@ class Delivery:
     """What the threads hold: they must not keep the Batcher itself alive."""
 
     def __init__(self, config: BatcherConfig, model: Model, buffers: Sequence[BatchBuffers]) -> None:
-        options = config.model_dump(exclude={"layout", "max_queue", "max_per_client", "row_shape", "isolate_faults"})
         self.config = config
         self.model = model
         self.pending: dict[int, Answer | Awaited] = {}
         self.tags = itertools.count()
-        self.core = _C.Batcher(
-            padded=config.layout == "padded",
-            max_queue=config.max_queue or 0,
-            max_per_client=config.max_per_client or 0,
-            **options,
-        )
+        self.core = _C.Batcher(**config.limits(), pad_token=config.pad_token, first_position=config.first_position)
         self.in_model = [False] * len(buffers)
         # Daemons, for a model that never returns must not keep the process alive.
         self.hearer = threading.Thread(target=self._hear, name="rgalign-batcher-answers", daemon=True)

@@ -45,9 +45,9 @@ def bench_serve(
     Example: rgalign bench serve bundle --qps 50 --p99-ms 120 --set threads=2
     """
     from rgalign.bench.gate import Gate, run_gate
-    from rgalign.bench.loadgen_arrivals import Arrivals, read_trace
     from rgalign.bench.rows import ROOT
     from rgalign.errors import ConfigError
+    from rgalign.planner.arrivals import Arrivals, read_trace
 
     if (arrivals == "trace") != (trace is not None):
         raise ConfigError(where="gate --arrivals", required="trace with --trace FILE", received=arrivals)

@@ -55,6 +55,18 @@ class BatchReasoner(Protocol):
         """[B, D] floats of B prompts, each what follows ``prefix_ids``."""
 
 
+def batcher_config(config: RecommenderConfig, longest: int) -> BatcherConfig:
+    """What a Recommender's batcher may hold, for requests of up to ``longest`` tokens."""
+    return BatcherConfig(
+        max_rows=config.max_rows,
+        max_tokens=max(config.max_tokens, longest),
+        max_request_tokens=longest,
+        max_queue=config.max_queue,
+        max_per_client=config.max_per_client,
+        deadline_ms=config.deadline_ms,
+    )
+
+
 @dataclass
 class Thought:
     """A latent query that was asked for.
@@ -93,17 +105,9 @@ class Reasoning:
         self._cache_lock = threading.Lock()
         self._call = threading.local()  # when the worker's present call of the model began
         longest = prompts.max_tokens - len(prompts.prefix_ids)
-        settings = BatcherConfig(
-            max_rows=config.max_rows,
-            max_tokens=max(config.max_tokens, longest),
-            max_request_tokens=longest,
-            max_queue=config.max_queue,
-            max_per_client=config.max_per_client,
-            deadline_ms=config.deadline_ms,
-            row_shape=(hidden_size,),
-            first_position=len(prompts.prefix_ids),
-        )
-        self._batcher = Batcher(settings, self._embed)
+        settings = batcher_config(config, longest)
+        of_model = {"row_shape": (hidden_size,), "first_position": len(prompts.prefix_ids)}
+        self._batcher = Batcher(settings.model_copy(update=of_model), self._embed)
 
     def ask(self, slot_ids: NDArray[np.int32], deadline_ms: float, client: str, priority: Priority) -> Thought:
         """Never waits.

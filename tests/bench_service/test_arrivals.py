@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rgalign.bench.loadgen_arrivals import Arrivals, Bursts, bursty, dispersion, poisson, read_trace, replayed
 from rgalign.errors import ConfigError, DataError
+from rgalign.planner.arrivals import Arrivals, Bursts, bursty, dispersion, poisson, read_trace, replayed
 
 
 @pytest.mark.parametrize("kind", ["poisson", "bursty"])

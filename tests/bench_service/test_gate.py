@@ -15,11 +15,11 @@ from hdrh.log import HistogramLogReader
 
 from rgalign.bench import gate as gate_module
 from rgalign.bench.gate import Gate, contexts_of, host_and_port, judged, run_gate
-from rgalign.bench.loadgen_arrivals import Arrivals
 from rgalign.bench.loadgen_ledger import STAGES, Ended, Ledger
 from rgalign.bench.loadgen_server import started
 from rgalign.cli import bench_serve
 from rgalign.errors import ConfigError
+from rgalign.planner.arrivals import Arrivals
 
 SLOWED = Path(__file__).parent / "slowed_service.py"
 # Far more than a tiny model takes: these tests may share a core with many others. A slowed one sleeps in every call.

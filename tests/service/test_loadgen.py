@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from rgalign.bench.loadgen import check_counted, is_limiting, knee, measure_http, measure_library, verdict_on_generator
-from rgalign.bench.loadgen_arrivals import Arrivals, poisson
 from rgalign.bench.loadgen_ledger import Ended, Ledger, Reply, summary
 from rgalign.bench.loadgen_plots import latency_over_rate
 from rgalign.bench.loadgen_targets import HttpTarget, library_ask, open_loop
+from rgalign.planner.arrivals import Arrivals, poisson
 
 
 def test_arrivals_are_a_poisson_process_fixed_by_the_seed() -> None:

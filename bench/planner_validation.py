@@ -1,0 +1,128 @@
+"""The capacity planner against real runs: p50 and p99 at three loads, each the median of three runs.
+
+    python -m rgalign.bench.planner_validation BUNDLE CONTEXTS [--seconds 60] [--plot docs/planner_validation.png]
+
+The curve is measured first, then each load is run for real (an open loop on a Recommender in this process) and
+simulated with the very same arrival times. Rows go to bench/results/planner.jsonl. Let nothing else run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+from rich.console import Console
+
+import rgalign
+from rgalign.bench.loadgen_contexts import read_contexts
+from rgalign.bench.loadgen_ledger import WHOLE
+from rgalign.bench.loadgen_targets import Context, library_ask, open_loop
+from rgalign.bench.rows import append, hardware, row
+from rgalign.planner import Curve, simulate
+from rgalign.planner.arrivals import poisson
+from rgalign.planner.measure import measure
+from rgalign.recommender import Recommender, RecommenderConfig
+
+SHARES = (0.3, 0.5, 0.7)  # of what full batches could do; beyond, one burst decides a run's p99
+RUNS = 3
+LIMITS = {50: 0.15, 99: 0.25}  # relative error of the median of three
+
+console = Console()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("bundle", type=Path)
+    parser.add_argument("contexts", type=Path)
+    parser.add_argument("--seconds", type=float, default=60.0, help="of each run")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of the replica's capacity")
+    parser.add_argument("--plot", type=Path)
+    parser.add_argument("--rows", default="planner.jsonl", help="in bench/results, or absolute")
+    arguments = parser.parse_args()
+    config = RecommenderConfig(threads=arguments.threads, deadline_ms=10_000.0)
+    contexts = read_contexts(arguments.contexts)
+    machine = str(hardware()["cpu"])
+    curve = measure(arguments.bundle, contexts, config, machine=machine)
+    alone = 1_000 / curve.ms_of(curve.mean_length)
+    console.print(
+        f"{alone:.1f} rows/s one by one, {curve.rows_per_second:.1f} in full batches; host {curve.host_ms:.1f} ms"
+    )
+    points = []
+    with rgalign.load(arguments.bundle, config) as recommender:
+        for share in arguments.shares:
+            points.append(validated(recommender, contexts, curve, config, share, arguments.seconds))
+            console.print(points[-1], highlight=False)
+    kept = all(point["within"] for point in points)
+    measured = {"points": points, "kept": kept, "curve": curve.model_dump(mode="json", exclude={"lengths", "jitter"})}
+    append(
+        arguments.rows, [row("planner_validation", threads=arguments.threads, seconds=arguments.seconds, **measured)]
+    )
+    if arguments.plot is not None:
+        draw(points, arguments.plot)
+    if not kept:
+        raise SystemExit(f"beyond {LIMITS[50]:.0%} on p50 or {LIMITS[99]:.0%} on p99")
+
+
+def validated(
+    recommender: Recommender,
+    contexts: Sequence[Context],
+    curve: Curve,
+    config: RecommenderConfig,
+    share: float,
+    seconds: float,
+) -> dict[str, Any]:
+    """One load: medians over the runs, and their relative differences."""
+    rate = share * curve.rows_per_second
+    real: list[dict[int, float]] = []
+    simulated: list[dict[int, float]] = []
+    for run in range(RUNS):
+        times = poisson(rate, seconds, seed=100 * run + round(100 * share))
+        ledger = asyncio.run(open_loop(library_ask(recommender, 3, None), contexts, list(enumerate(times))))
+        taken = [ended.latency_ms for ended in ledger.ended if ended.outcome == WHOLE]
+        real.append({percent: float(np.percentile(taken, percent)) for percent in LIMITS})
+        result = simulate(curve, config, times, seed=run)
+        simulated.append({percent: result.percentile(percent) for percent in LIMITS})
+    point: dict[str, Any] = {"share": share, "rate": round(rate, 2), "within": True}
+    for percent, limit in LIMITS.items():
+        was, said = (median(each[percent] for each in runs) for runs in (real, simulated))
+        point[f"p{percent}"] = {
+            "real_ms": round(was, 1),
+            "runs_ms": [round(each[percent], 1) for each in real],
+            "simulated_ms": round(said, 1),
+            "difference": round(said / was - 1, 3),
+        }
+        point["within"] &= abs(said / was - 1) <= limit
+    return point
+
+
+def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axis = figure.subplots()
+    rates = [point["rate"] for point in points]
+    for percent, colour in ((50, "#1b7837"), (99, "#2166ac")):
+        name = f"p{percent}"
+        axis.plot(rates, [p[name]["simulated_ms"] for p in points], "-", color=colour, label=f"{name} simulated")
+        axis.plot(
+            rates, [p[name]["real_ms"] for p in points], "o", color=colour, label=f"{name} real, median of {RUNS}"
+        )
+        for point in points:
+            axis.plot([point["rate"]] * RUNS, point[name]["runs_ms"], "_", color=colour, alpha=0.6)
+        low, high = ([p[name]["simulated_ms"] * (1 + sign * LIMITS[percent]) for p in points] for sign in (-1, 1))
+        axis.fill_between(rates, low, high, color=colour, alpha=0.12, linewidth=0)
+    axis.set(yscale="log", xlabel="requests a second (Poisson)", ylabel="milliseconds from the arrival")
+    axis.set_title("capacity planner and real runs; bands: 15 % and 25 %", fontsize=10)
+    axis.grid(alpha=0.3)
+    axis.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=130)
+
+
+if __name__ == "__main__":
+    main()
