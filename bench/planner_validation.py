@@ -1,6 +1,6 @@
 """The capacity planner against real runs: p50 and p99 at three loads, each the median of three runs.
 
-    python -m rgalign.bench.planner_validation BUNDLE CONTEXTS [--seconds 60] [--plot docs/planner_validation.png]
+    python -m rgalign.bench.planner_validation [--bundle DIR] [--contexts FILE] [--plot docs/planner_validation.png]
 
 The curve is measured first, then each load is run for real (an open loop on a Recommender in this process) and
 simulated with the very same arrival times. Rows go to bench/results/planner.jsonl. Let nothing else run.
@@ -20,10 +20,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 import rgalign
-from rgalign.bench.loadgen_contexts import read_contexts
+from rgalign.bench.end_to_end import WORK
+from rgalign.bench.end_to_end_bundles import OWN, bundles
+from rgalign.bench.loadgen_contexts import drawn_contexts, read_contexts
 from rgalign.bench.loadgen_ledger import WHOLE
 from rgalign.bench.loadgen_targets import Context, library_ask, open_loop
 from rgalign.bench.rows import append, hardware, row
+from rgalign.bundle import read_bundle
 from rgalign.planner import Curve, simulate
 from rgalign.planner.arrivals import poisson
 from rgalign.planner.measure import measure
@@ -38,36 +41,34 @@ console = Console()
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("bundle", type=Path)
-    parser.add_argument("contexts", type=Path)
+    parser.add_argument("--bundle", type=Path, help="made of simulated sessions without")
+    parser.add_argument("--contexts", type=Path, help="a JSON object a line; drawn from the schema without")
     parser.add_argument("--seconds", type=float, default=60.0, help="of each run")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shares", type=float, nargs="+", default=list(SHARES), help="of the replica's capacity")
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--rows", default="planner.jsonl", help="in bench/results, or absolute")
+    parser.add_argument("--out", default="planner.jsonl", help="file in bench/results, or an absolute path")
     arguments = parser.parse_args()
     config = RecommenderConfig(threads=arguments.threads, deadline_ms=10_000.0)
-    contexts = read_contexts(arguments.contexts)
+    bundle = next(iter(bundles([OWN], WORK, bundle=arguments.bundle).values()))
+    contexts = read_contexts(arguments.contexts) if arguments.contexts else drawn_contexts(read_bundle(bundle), 500)
     machine = str(hardware()["cpu"])
-    curve = measure(arguments.bundle, contexts, config, machine=machine)
+    curve = measure(bundle, contexts, config, machine=machine)
     alone = 1_000 / curve.ms_of(curve.mean_length)
     console.print(
         f"{alone:.1f} rows/s one by one, {curve.rows_per_second:.1f} in full batches; host {curve.host_ms:.1f} ms"
     )
     points = []
-    with rgalign.load(arguments.bundle, config) as recommender:
+    with rgalign.load(bundle, config) as recommender:
         for share in arguments.shares:
             points.append(validated(recommender, contexts, curve, config, share, arguments.seconds))
             console.print(points[-1], highlight=False)
     kept = all(point["within"] for point in points)
     measured = {"points": points, "kept": kept, "curve": curve.model_dump(mode="json", exclude={"lengths", "jitter"})}
-    append(
-        arguments.rows, [row("planner_validation", threads=arguments.threads, seconds=arguments.seconds, **measured)]
-    )
+    append(arguments.out, [row("planner_validation", threads=arguments.threads, seconds=arguments.seconds, **measured)])
     if arguments.plot is not None:
         draw(points, arguments.plot)
-    if not kept:
-        raise SystemExit(f"beyond {LIMITS[50]:.0%} on p50 or {LIMITS[99]:.0%} on p99")
+    console.print(f"{'within' if kept else 'BEYOND'} {LIMITS[50]:.0%} on p50 and {LIMITS[99]:.0%} on p99")
 
 
 def validated(

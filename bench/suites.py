@@ -129,6 +129,11 @@ SUITES: Mapping[str, Suite] = {
             ),
         ),
     ),
+    "capacity": Suite(
+        "the capacity planner's p50 and p99 beside real runs with the same arrivals",
+        (Step("validation", "planner_validation", "planner.jsonl", words("--seconds 30"),
+              words("--seconds 2 --shares 0.3"), words("--seconds 60")),),
+    ),
     "training": Suite(
         "optimiser steps of the rankers over the batch size",
         (Step("steps", "training_work", "training.jsonl", quick=words("--batches 32 64 --repeats 2 --sessions 400")),),
