@@ -28,6 +28,8 @@ class RecommenderConfig(Config):
     deadline_ms: of requests that name none.
     reserve_ms: of every deadline, kept for ranking after the reasoner.
     threads: of the reasoner.
+    torch_threads: of torch in this whole process, which runs the towers, a row at a time: more than one only wait for
+        each other, awake, and take the reasoner's cores. None: as they are.
     max_rows, max_tokens: of one batch. max_queue: None: Little's law. max_per_client: unfinished requests.
     cache_rows: latent queries kept by their prompt's tokens; 0: none.
     drain_ms: how long a bundle that was swapped out, or a closing recommender, serves what it has.
@@ -36,6 +38,7 @@ class RecommenderConfig(Config):
     deadline_ms: float = Field(default=1_500.0, gt=0, allow_inf_nan=False)
     reserve_ms: float = Field(default=5.0, ge=0, allow_inf_nan=False)
     threads: int = Field(default=1, ge=1)
+    torch_threads: int | None = Field(default=1, ge=1)
     max_rows: int = Field(default=32, ge=1, le=1 << 16)
     max_tokens: int = Field(default=8_192, ge=1, le=1 << 24)
     max_queue: int | None = Field(default=None, ge=1)

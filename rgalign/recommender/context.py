@@ -61,7 +61,7 @@ class ContextReader:
         return row
 
     def table(self, row: Mapping[str, Any]) -> pa.Table:
-        """What ``read`` gave, as one row."""
+        """What ``read`` gave, as one row for ``SessionEncoder.encode``; many such tables may be one batch."""
         types: dict[str, pa.DataType] = {}
         for feature in self._schema.features:
             if isinstance(feature, GroupFeature):

@@ -18,6 +18,8 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Self
 
+import torch
+
 from rgalign.batcher import Outcome, QueueFull
 from rgalign.batcher.answers import not_answered
 from rgalign.batcher.batcher import Priority
@@ -66,6 +68,8 @@ class Recommender:
     """
 
     def __init__(self, bundle: Bundle, config: RecommenderConfig, *, make_reasoner: MakeReasoner = engine_of) -> None:
+        if config.torch_threads is not None:
+            torch.set_num_threads(config.torch_threads)
         self.config = config
         self._make_reasoner = make_reasoner
         self._swapping = threading.Lock()  # one swap at a time

@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from rgalign.batcher.batcher import Priority
 from rgalign.bundle import Bundle
+from rgalign.data.encode_row import RowEncoder
 from rgalign.errors import DataError
 from rgalign.index import IndexHolder, IntentIndex
 from rgalign.models.layers import unit
@@ -58,6 +59,7 @@ class Served:
         self.index = IndexHolder(bundle.index, same=tuple(bundle.manifest.index))
         self._config = config
         self._contexts = ContextReader(bundle.schema)
+        self._rows = RowEncoder(bundle.encoder)
         self._vectors: tuple[IntentIndex, Tensor] = (self.index.current, self.index.current.decoded)
         self._reasoning: Reasoning | None = None
         if reasoner is not None and bundle.prompts is not None and bundle.projection is not None:
@@ -170,8 +172,7 @@ class Served:
 
     @torch.inference_mode()
     def _user(self, row: Mapping[str, Any]) -> Tensor:
-        batch = self.bundle.encoder.encode(self._contexts.table(row))
-        user = unit(self.bundle.user_tower(batch, self.bundle.intent_table))
+        user = unit(self.bundle.user_tower(self._rows.encode(row), self.bundle.intent_table))
         if not user.isfinite().all():
             raise DataError(where="user tower", required="a finite vector", received="NaN or infinity")
         return user
