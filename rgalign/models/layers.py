@@ -172,8 +172,8 @@ class AttentionPool(nn.Module):
 def encode_present(mask: Tensor, absent: Tensor, encode: Callable[[Tensor, Tensor], Tensor]) -> Tensor:
     """Runs ``encode(rows, mask of those rows)`` on rows with at least one step; the others get ``absent``.
 
-    Most sessions have no history: skipping them is the larger part of the tower's speed. One row is encoded even if
-    none has a history, so that every parameter takes part in every step, as DDP requires.
+    Most sessions have no history: skipping them is the larger part of the tower's speed. While gradients are taken one
+    row is encoded even if none has a history, so that every parameter takes part in every step, as DDP requires.
 
     Args:
         mask: [B, L] bool, True where there is a step.
@@ -185,6 +185,8 @@ def encode_present(mask: Tensor, absent: Tensor, encode: Callable[[Tensor, Tenso
     present = mask.any(dim=1)
     rows = present.nonzero().squeeze(-1)
     if not len(rows):
+        if not torch.is_grad_enabled():
+            return absent.expand(len(mask), -1)
         rows = rows.new_zeros(1)
     attended = mask[rows]
     attended[:, 0] |= ~present[rows]  # the stand-in row looks at one padding step; its result is not used
