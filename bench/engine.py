@@ -60,7 +60,6 @@ from rgalign.reasoner.pretrained import load_causal_lm, model_fingerprint
 ENGINES = {"fp32": 0.99999, "int8a12": 0.999, "int8": 0.98}  # dtype -> least cosine
 BASELINE = "transformers fp32, whole prompt"
 WHOLE = "transformers, whole prompt"  # the same as the waterfall's first step
-INTEGER_PRODUCTS = ("int8", "int8a12")  # 8-bit weights alone are multiplied in float32
 PARTS = ("cells", "waterfall", "loading")
 MAX_BATCH_TOKENS = 256  # of a forward pass of the engine: its default
 QUICK_GROUP = 4
@@ -292,10 +291,7 @@ def cell_row(
     tokens = np.array([sum(len(ids) + setting.workload.prefix_length for ids in batch) for batch in done])
     rate = float(np.median(work / mine))
     peaks = setting.peaks
-    integers = variant.dtype in INTEGER_PRODUCTS
-    registers = peaks.int8_registers if integers else peaks.fp32_registers
-    # Other processors' 8-bit products are other instructions than the measured one.
-    comparable = not integers or _C.engine_instruction_sets()[0] == "avx2"
+    registers = peaks.of(variant.dtype)
     return row(
         "engine",
         variant=name,
@@ -309,7 +305,7 @@ def cell_row(
         prompt_tokens_per_s=round(float(np.median(tokens / mine)), 1),
         gflop_per_s=round(rate, 1),
         share_of_sgemm=round(rate / peaks.sgemm, 3),
-        share_of_registers=round(rate / registers, 3) if registers and comparable else None,
+        share_of_registers=round(rate / registers, 3) if registers else None,
         cosine=dict(cosine),
     )
 

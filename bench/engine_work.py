@@ -24,6 +24,7 @@ from rgalign.bench.rows import ROOT, in_turn
 from rgalign.reasoner.engine.checkpoint import DecoderConfig
 
 SGEMM_SIDE = 1_536
+INTEGER_PRODUCTS = ("int8", "int8a12")  # 8-bit weights alone are multiplied in float32
 PEAK_SOURCE = ROOT / "csrc" / "bench" / "engine_peak.cpp"  # of a checkout; a wheel has none
 
 
@@ -55,13 +56,20 @@ class Peaks:
     """10^9 operations a second with so many threads.
 
     sgemm: the best of large float32 products in torch (MKL).
-    fp32_registers, int8_registers: fused multiply-adds, and the pairs of 16-bit products that the engine's 8-bit
-        product is made of (vpmaddwd, vpaddd), on registers alone; None without a compiler or AVX2.
+    fp32_registers, int8_registers, int16_registers: the instructions that the engine multiplies and adds floats, 8-bit
+        codes and wider codes with, on registers alone (``csrc/bench/engine_peak.cpp``); None where that does not run.
     """
 
     sgemm: float
     fp32_registers: float | None
     int8_registers: float | None
+    int16_registers: float | None
+
+    def of(self, dtype: str) -> float | None:
+        """Registers' peak for products of a type."""
+        if dtype not in INTEGER_PRODUCTS:
+            return self.fp32_registers
+        return self.int16_registers if dtype == "int8a12" else self.int8_registers
 
     def described(self) -> dict[str, Any]:
         return {name: None if value is None else round(value, 1) for name, value in asdict(self).items()}
@@ -72,7 +80,7 @@ def measure_peaks(threads: int, repeats: int = 7) -> Peaks:
     square = torch.ones(SGEMM_SIDE, SGEMM_SIDE)
     seconds = in_turn({"sgemm": lambda: square @ square}, repeats)["sgemm"]
     registers = measure_registers(threads)
-    return Peaks(2 * SGEMM_SIDE**3 / min(seconds) / 1e9, registers.get("fp32"), registers.get("int8"))
+    return Peaks(2 * SGEMM_SIDE**3 / min(seconds) / 1e9, *map(registers.get, ("fp32", "int8", "int16")))
 
 
 def measure_registers(threads: int) -> dict[str, float]:

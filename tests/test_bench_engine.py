@@ -102,7 +102,7 @@ def test_the_rates_of_registers() -> None:
     found = engine_work.measure_registers(1)
     if not found:
         pytest.skip("no C++ compiler, or no AVX2")
-    assert found.keys() == {"fp32", "int8"}
+    assert found.keys() == {"fp32", "int8", "int16"}
     assert all(1 < rate < 1e5 for rate in found.values())  # GFLOP/s; how much it is, is the machine's affair
 
 

@@ -43,15 +43,26 @@ struct EightAvx2 {
     const __m128 two = _mm_max_ps(four, _mm_movehl_ps(four, four));
     return _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)));
   }
-  // Eight codes, two at each of four places kPairs apart.
-  static void store_rounded(std::int16_t* to, Eight x) {
+  // Nearest integers, ties to even, in 16 bits.
+  static __m128i rounded(Eight x) {
     constexpr float kShift = 12582912.0F;
     const __m256i bits = _mm256_castps_si256(_mm256_add_ps(x, _mm256_set1_ps(kShift)));
     const __m256i codes = _mm256_sub_epi32(bits, _mm256_castps_si256(_mm256_set1_ps(kShift)));
-    const __m128i packed = _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+    return _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
+  }
+  // Eight codes, two at each of four places kPairs apart.
+  static void store_rounded(std::int16_t* to, Eight x) {
+    const __m128i packed = rounded(x);
     const std::int32_t pairs[] = {_mm_cvtsi128_si32(packed), _mm_extract_epi32(packed, 1), _mm_extract_epi32(packed, 2),
                                   _mm_extract_epi32(packed, 3)};
     for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kPairs, &pairs[i], sizeof pairs[i]);
+  }
+  // Eight codes + kByteOffset, four at each of two places 4 * kTileRows apart.
+  static void store_bytes(std::uint8_t* to, Eight x) {
+    const __m128i codes = rounded(x);
+    const __m128i bytes = _mm_xor_si128(_mm_packs_epi16(codes, codes), _mm_set1_epi8(static_cast<char>(kByteOffset)));
+    const std::int32_t quads[] = {_mm_cvtsi128_si32(bytes), _mm_extract_epi32(bytes, 1)};
+    for (int i = 0; i < 2; ++i) __builtin_memcpy(to + i * 4 * kTileRows, &quads[i], sizeof quads[i]);
   }
 };
 

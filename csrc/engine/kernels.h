@@ -10,6 +10,7 @@ namespace rgalign::engine {
 constexpr int kPanel = 16;             // columns of a matrix that lie side by side
 constexpr int kTileRows = 6;           // rows computed together
 constexpr int kPairs = 2 * kTileRows;  // codes of one pair of columns, of all rows of a tile
+constexpr int kByteOffset = 128;       // an activation's code in a byte is that much more
 constexpr int kHalf = 8;               // a gate-up panel holds 8 columns of the gate, then the same 8 of up
 
 // What becomes of a product v, after scales and bias.
@@ -24,19 +25,22 @@ enum class Epilogue {
 struct Panels {
   const float* fp32;
   const std::int8_t* int8;
-  const float* scales;  // [panels * 16] of the int8 codes
-  const float* bias;    // [panels * 16] or null
-  std::int64_t in;      // padded
+  const float* scales;          // [panels * 16] of the int8 codes
+  const std::int32_t* offsets;  // [panels * 16] of the int8 codes: minus kByteOffset times a channel's sum of codes
+  const float* bias;            // [panels * 16] or null
+  std::int64_t in;              // padded
 };
 
 struct Product {
   Panels weight;
   std::int64_t first_panel, last_panel;  // which of them
   std::int64_t num_rows;
-  const float* rows;          // fp32: [num_rows][row_stride]
-  const std::int16_t* codes;  // int8: [num_rows / kTileRows, rounded up][in / 2][kTileRows][2]: one stream a tile; in
-                              // 16 bits whatever their number of levels
-  const float* row_scales;    // int8: [num_rows]
+  const float* rows;  // fp32: [num_rows][row_stride]
+  // int8: [num_rows / kTileRows, rounded up][in / 2][kTileRows][2], one stream a tile, in 16 bits; or, of at most
+  // Kernels::byte_levels, bytes [in / 4][kTileRows][4] of code + kByteOffset in the front half of each tile's memory.
+  const std::int16_t* codes;
+  int levels;
+  const float* row_scales;  // int8: [num_rows]
   std::int64_t row_stride;
   Epilogue epilogue;
   float* out;  // of column 0 of first_panel
@@ -69,13 +73,14 @@ struct Attention {
 
 struct Kernels {
   const char* name;
+  int byte_levels;  // activations of at most as many levels are multiplied as bytes; 0: none are
   void (*matmul_fp32)(const Product& product);
   // (float(sum of code products) * row scale) * channel scale; the sum is exact.
   void (*matmul_int8)(const Product& product);
   // out = weight * in / sqrt(mean(in^2) + eps); n is a multiple of 8. `out` may be `in`.
   void (*rms_norm)(const float* in, const float* weight, std::int64_t n, float eps, float* out);
   // codes = round(in * levels / max|in|), ties to even; returns max|in| / levels. n is a multiple of 8. `codes` is the
-  // row's place in a tile of Product::codes.
+  // row's place in a tile of Product::codes, row % kTileRows * 2 behind its beginning.
   float (*quantize)(const float* in, std::int64_t n, int levels, std::int16_t* codes);
   // Rotates the pairs (i, i + half) of one head; half is a multiple of 8.
   void (*rotate)(float* head, const float* cosines, const float* sines, std::int64_t half);

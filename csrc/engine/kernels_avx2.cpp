@@ -21,6 +21,7 @@ namespace {
 
 struct Avx2 : EightAvx2 {
   static constexpr int kWide = 8;
+  static constexpr int kByteLevels = 0;
   using Wide = __m256;
   using WideInt = __m256i;
 

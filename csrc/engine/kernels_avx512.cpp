@@ -1,5 +1,6 @@
-// AVX-512 with VNNI: 16 lanes in matrix products, one panel a register; vpdpwssd adds two products of 16-bit codes to
-// 32 bits, exactly, so activations of more than 8 bits cost nothing here either.
+// AVX-512 with VNNI: 16 lanes in matrix products, one panel a register. vpdpbusd adds four products of an unsigned with
+// a signed byte to 32 bits, exactly: activations of 8 bits are shifted by 128, which the sums begin without. vpdpwssd
+// adds two products of 16-bit codes, for activations of more bits, at half the rate.
 #if defined(__x86_64__)
 
 #include <immintrin.h>
@@ -23,6 +24,7 @@ namespace {
 
 struct Avx512 : EightAvx2 {
   static constexpr int kWide = 16;
+  static constexpr int kByteLevels = 127;
   using Wide = __m512;
   using WideInt = __m512i;
 
@@ -43,6 +45,19 @@ struct Avx512 : EightAvx2 {
     std::memcpy(&pair, a, sizeof pair);
     sums[0] = _mm512_dpwssd_epi32(sums[0], _mm512_set1_epi32(pair), b[0]);
   }
+  static WideInt load_int(const std::int32_t* from) { return _mm512_loadu_si512(from); }
+  // Two consecutive pairs of a panel's 16 columns as four codes a column.
+  static WideInt load_quads(const std::int8_t* from) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22, 6,
+                                           21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return _mm512_maskz_permutexvar_epi16(0xFFFFFFFF, order, _mm512_loadu_si512(from));
+  }
+  static WideInt broadcast_quad(const std::uint8_t* from) {
+    std::int32_t quad;
+    std::memcpy(&quad, from, sizeof quad);
+    return _mm512_set1_epi32(quad);
+  }
+  static WideInt dot_quads(WideInt sum, WideInt a, WideInt b) { return _mm512_dpbusd_epi32(sum, a, b); }
   static Wide to_float(WideInt from) { return _mm512_maskz_cvtepi32_ps(0xFFFF, from); }
 };
 

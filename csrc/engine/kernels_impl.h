@@ -105,6 +105,41 @@ inline void tile_int8(const std::int16_t* a, const std::int8_t* b, std::int64_t 
   }
 }
 
+// As tile_int8, of bytes and with V panels beside each other: c[v][R][kPanel], b and a of four codes a step.
+template <class Lanes, int R, int V>
+inline void tile_bytes(const std::uint8_t* a, const std::int8_t* b, std::int64_t b_stride, std::int64_t quads,
+                       const std::int32_t* offsets, const float* row_scales, const float* scales, float* c) {
+  typename Lanes::WideInt sums[R][V];
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) sums[r][v] = Lanes::load_int(offsets + v * kPanel);
+  }
+  for (std::int64_t k = 0; k < quads; ++k) {
+    typename Lanes::WideInt columns[V];
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) columns[v] = Lanes::load_quads(b + v * b_stride);
+    b += 4 * kPanel;
+#pragma GCC unroll 8
+    for (int r = 0; r < R; ++r) {
+      const auto codes = Lanes::broadcast_quad(a + 4 * r);
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) sums[r][v] = Lanes::dot_quads(sums[r][v], codes, columns[v]);
+    }
+    a += 4 * kTileRows;
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < R; ++r) {
+    const auto row_scale = Lanes::broadcast_wide(row_scales + r);
+#pragma GCC unroll 8
+    for (int v = 0; v < V; ++v) {
+      const auto channel = Lanes::load_wide(scales + v * kPanel);
+      const auto product = Lanes::mul_wide(Lanes::mul_wide(Lanes::to_float(sums[r][v]), row_scale), channel);
+      Lanes::store_wide(c + (v * kTileRows + r) * kPanel, product);
+    }
+  }
+}
+
 // ---- eight lanes ----------------------------------------------------------------------------------------------------
 
 // e^x = 2^n e^r with n = round(x / ln 2), |r| <= ln 2 / 2, e^r by Cephes' polynomial of degree 7.
@@ -204,8 +239,52 @@ inline void tile_int8_rows(int num_rows, const std::int16_t* a, const std::int8_
   }
 }
 
+template <class Lanes, int V>
+inline void tile_bytes_rows(int num_rows, const std::uint8_t* a, const std::int8_t* b, std::int64_t in,
+                            const std::int32_t* offsets, const float* row_scales, const float* scales, float* c) {
+  switch (num_rows) {
+    case 1:
+      return tile_bytes<Lanes, 1, V>(a, b, in * kPanel, in / 4, offsets, row_scales, scales, c);
+    case 2:
+      return tile_bytes<Lanes, 2, V>(a, b, in * kPanel, in / 4, offsets, row_scales, scales, c);
+    case 3:
+      return tile_bytes<Lanes, 3, V>(a, b, in * kPanel, in / 4, offsets, row_scales, scales, c);
+    case 4:
+      return tile_bytes<Lanes, 4, V>(a, b, in * kPanel, in / 4, offsets, row_scales, scales, c);
+    case 5:
+      return tile_bytes<Lanes, 5, V>(a, b, in * kPanel, in / 4, offsets, row_scales, scales, c);
+    default:
+      return tile_bytes<Lanes, 6, V>(a, b, in * kPanel, in / 4, offsets, row_scales, scales, c);
+  }
+}
+
+// V panels beside each other, from `panel` on.
+template <class Lanes, int V>
+inline void matmul_bytes(const Product& product, std::int64_t panel) {
+  alignas(64) float tiles[V * kTileRows * kPanel];
+  const std::int64_t in = product.weight.in;
+  const std::int8_t* weight = product.weight.int8 + panel * in * kPanel;
+  const std::int64_t left = product.last_panel - panel - V;
+  for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
+    const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
+    const auto* codes = reinterpret_cast<const std::uint8_t*>(product.codes + row * in);
+    tile_bytes_rows<Lanes, V>(count, codes, weight, in, product.weight.offsets + panel * kPanel,
+                              product.row_scales + row, product.weight.scales + panel * kPanel, tiles);
+    for (int v = 0; v < V; ++v) finish<Lanes>(product, row, count, panel + v, tiles + v * kTileRows * kPanel);
+    if (left > 0) fetch(weight + V * in * kPanel, (left < V ? left : V) * in * kPanel, row, product.num_rows);
+  }
+}
+
 template <class Lanes>
 void matmul_int8(const Product& product) {
+  if constexpr (Lanes::kByteLevels > 0) {
+    if (product.levels <= Lanes::kByteLevels) {
+      std::int64_t panel = product.first_panel;
+      for (; panel + 2 <= product.last_panel; panel += 2) matmul_bytes<Lanes, 2>(product, panel);
+      if (panel < product.last_panel) matmul_bytes<Lanes, 1>(product, panel);
+      return;
+    }
+  }
   alignas(64) float tile[kTileRows * kPanel];
   const std::int64_t in = product.weight.in;
   for (std::int64_t panel = product.first_panel; panel < product.last_panel; ++panel) {
@@ -242,10 +321,20 @@ float quantize(const float* in, std::int64_t n, int levels, std::int16_t* codes)
   for (std::int64_t i = 0; i < n; i += kHalf) largest = Lanes::max(largest, Lanes::abs(Lanes::load(in + i)));
   const float max = Lanes::largest(largest);
   const auto factor = Lanes::set(max > 0.0F ? static_cast<float>(levels) / max : 0.0F);
+  const float scale = max / static_cast<float>(levels);
+  if constexpr (Lanes::kByteLevels > 0) {
+    if (levels <= Lanes::kByteLevels) {
+      auto* bytes = reinterpret_cast<std::uint8_t*>(codes);
+      for (std::int64_t i = 0; i < n; i += kHalf) {
+        Lanes::store_bytes(bytes + i * kTileRows, Lanes::mul(Lanes::load(in + i), factor));
+      }
+      return scale;
+    }
+  }
   for (std::int64_t i = 0; i < n; i += kHalf) {
     Lanes::store_rounded(codes + i / 2 * kPairs, Lanes::mul(Lanes::load(in + i), factor));
   }
-  return max / static_cast<float>(levels);
+  return scale;
 }
 
 template <class Lanes>
@@ -343,8 +432,9 @@ void exp8(const float* in, float* out) {
 
 template <class Lanes>
 constexpr Kernels kernels(const char* name) {
-  return {name,           &matmul_fp32<Lanes>, &matmul_int8<Lanes>, &rms_norm<Lanes>, &quantize<Lanes>,
-          &rotate<Lanes>, &attend<Lanes>,      &exp8<Lanes>};
+  return {
+      name,           Lanes::kByteLevels, &matmul_fp32<Lanes>, &matmul_int8<Lanes>, &rms_norm<Lanes>, &quantize<Lanes>,
+      &rotate<Lanes>, &attend<Lanes>,     &exp8<Lanes>};
 }
 
 }  // namespace

@@ -9,6 +9,7 @@ namespace {
 
 struct Portable {
   static constexpr int kWide = 8;
+  static constexpr int kByteLevels = 0;
   static constexpr float kLowest = -3.0e38F;
   struct Eight {
     float lane[8];

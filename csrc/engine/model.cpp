@@ -57,20 +57,27 @@ PackedMatrix PackedMatrix::int8(const std::int8_t* codes, const float* scales, c
   PackedMatrix packed(bias, out, in);
   packed.scales_.assign(scales, scales + out);
   packed.int8_.resize(static_cast<std::size_t>(out * in));
+  packed.offsets_.resize(static_cast<std::size_t>(out));
   for (std::int64_t row = 0; row < out; ++row) {
     std::int8_t* panel = packed.int8_.data() + row / kPanel * kPanel * in + row % kPanel * 2;
-    for (std::int64_t k = 0; k < in; ++k) panel[k / 2 * 2 * kPanel + k % 2] = codes[row * in + k];
+    std::int32_t sum = 0;
+    for (std::int64_t k = 0; k < in; ++k) {
+      panel[k / 2 * 2 * kPanel + k % 2] = codes[row * in + k];
+      sum += codes[row * in + k];
+    }
+    packed.offsets_[static_cast<std::size_t>(row)] = -kByteOffset * sum;
   }
   return packed;
 }
 
 Panels PackedMatrix::panels() const {
-  return {fp32_.empty() ? nullptr : fp32_.data(), int8_.empty() ? nullptr : int8_.data(),
-          scales_.empty() ? nullptr : scales_.data(), bias_.empty() ? nullptr : bias_.data(), in_};
+  return {fp32_.empty() ? nullptr : fp32_.data(),     int8_.empty() ? nullptr : int8_.data(),
+          scales_.empty() ? nullptr : scales_.data(), offsets_.empty() ? nullptr : offsets_.data(),
+          bias_.empty() ? nullptr : bias_.data(),     in_};
 }
 
 std::int64_t PackedMatrix::num_bytes() const {
-  return static_cast<std::int64_t>(int8_.size() + 4 * (fp32_.size() + scales_.size() + bias_.size()));
+  return static_cast<std::int64_t>(int8_.size() + 4 * (fp32_.size() + scales_.size() + offsets_.size() + bias_.size()));
 }
 
 std::int64_t Model::num_bytes() const {

@@ -50,6 +50,7 @@ class PackedMatrix {
   LargeArray<float> fp32_;
   LargeArray<std::int8_t> int8_;
   LargeArray<float> scales_, bias_;
+  LargeArray<std::int32_t> offsets_;
 };
 
 struct Layer {

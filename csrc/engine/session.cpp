@@ -341,8 +341,9 @@ void Session::multiply(const PackedMatrix& weight, const float* in, std::int64_t
 void Session::multiply(const PackedMatrix& weight, std::int64_t first_panel, std::int64_t last_panel, const float* in,
                        std::int64_t in_stride, std::int64_t num_rows, Epilogue epilogue, float* out,
                        std::int64_t out_stride, Seat& seat) const {
-  Product product{weight.panels(), first_panel, last_panel, num_rows, in,        nullptr,
-                  nullptr,         in_stride,   epilogue,   out,      out_stride};
+  Product product{
+      weight.panels(), first_panel, last_panel, num_rows, in,        nullptr, model_.shape.activation_levels,
+      nullptr,         in_stride,   epilogue,   out,      out_stride};
   if (product.weight.fp32 != nullptr) return kernels_.matmul_fp32(product);
   for (std::int64_t row = 0; row < num_rows; ++row) {
     std::int16_t* codes = seat.codes.data() + row / kTileRows * kTileRows * product.weight.in + row % kTileRows * 2;

@@ -1,5 +1,5 @@
-// exp's stated error, products against plain sums (integer ones of the largest codes), and where codes are written, for
-// every set this CPU has.
+// exp's stated error, products against plain sums (integer ones of the largest codes, in 16 bits and in bytes), and
+// where codes are written, for every set this CPU has.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -31,31 +31,47 @@ void test_exp(const Kernels& kernels) {
   require(worst > 0.0, "exp cannot be exact", kernels.name);
 }
 
-// Where the code of (row, k) lies: see Product::codes.
-std::size_t code_place(std::int64_t row, std::int64_t k, std::int64_t in) {
-  const std::int64_t tile = row / kTileRows * kTileRows * in;
-  return static_cast<std::size_t>(tile + k / 2 * kPairs + row % kTileRows * 2 + k % 2);
+// A row's place: see Kernels::quantize.
+std::size_t row_place(std::int64_t row, std::int64_t in) {
+  return static_cast<std::size_t>(row / kTileRows * kTileRows * in + row % kTileRows * 2);
+}
+
+// What lies where the code of (row, k) does: see Product::codes.
+int code_at(const std::vector<std::int16_t>& codes, std::int64_t row, std::int64_t k, std::int64_t in, bool bytes) {
+  const std::int16_t* place = codes.data() + row_place(row, in);
+  if (!bytes) return place[k / 2 * kPairs + k % 2];
+  return reinterpret_cast<const std::uint8_t*>(place)[k / 4 * 4 * kTileRows + k % 4] - kByteOffset;
 }
 
 // Codes at their limits: what vpmaddubsw would saturate. Unused places of the last tile hold codes that would show.
-void test_products(const Kernels& kernels) {
-  constexpr std::int64_t kIn = 40, kPanels = 2;
+void test_products(const Kernels& kernels, int levels) {
+  constexpr std::int64_t kIn = 40, kPanels = 3;
   for (std::int64_t rows = 1; rows <= 2 * kTileRows + 1; ++rows) {
     std::vector<std::int8_t> weight(kPanels * kPanel * kIn);
     std::vector<std::int16_t> codes(static_cast<std::size_t>((rows / kTileRows + 1) * kTileRows * kIn), 1999);
     for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<std::int8_t>(i % 7 == 0 ? -127 : 127);
-    const auto code = [](std::int64_t row, std::int64_t k) { return (row * kIn + k) % 5 == 0 ? -2047 : 2047 - row; };
+    const auto code = [&](std::int64_t row, std::int64_t k) {
+      return k == 0 ? levels : (row * kIn + k) % 5 == 0 ? -levels : levels - static_cast<int>(row);
+    };
     for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t k = 0; k < kIn; ++k) codes[code_place(row, k, kIn)] = static_cast<std::int16_t>(code(row, k));
+      float in[kIn];
+      for (std::int64_t k = 0; k < kIn; ++k) in[k] = static_cast<float>(code(row, k));
+      require(kernels.quantize(in, kIn, levels, codes.data() + row_place(row, kIn)) == 1.0F, "a scale", kernels.name);
+    }
+    std::vector<std::int32_t> offsets(kPanels * kPanel);
+    for (std::size_t i = 0; i < weight.size(); ++i) {
+      const std::size_t panel = i / (kPanel * kIn), column = i / 2 % kPanel;
+      offsets[panel * kPanel + column] -= kByteOffset * weight[i];
     }
     const std::vector<float> ones(static_cast<std::size_t>(rows) + kPanels * kPanel, 1.0F);
     std::vector<float> out(static_cast<std::size_t>(rows) * kPanels * kPanel);
-    kernels.matmul_int8({{nullptr, weight.data(), ones.data(), nullptr, kIn},
+    kernels.matmul_int8({{nullptr, weight.data(), ones.data(), offsets.data(), nullptr, kIn},
                          0,
                          kPanels,
                          rows,
                          nullptr,
                          codes.data(),
+                         levels,
                          ones.data(),
                          0,
                          Epilogue::kStore,
@@ -82,12 +98,13 @@ void test_float_products(const Kernels& kernels) {
   std::vector<float> weight(kPanels * kPanel * kIn), rows(kRows * kStride), out(kRows * kPanels * kPanel);
   for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<float>(i % 101) / 37.0F - 1.0F;
   for (std::size_t i = 0; i < rows.size(); ++i) rows[i] = static_cast<float>(i % 89) / 31.0F - 1.0F;
-  kernels.matmul_fp32({{weight.data(), nullptr, nullptr, nullptr, kIn},
+  kernels.matmul_fp32({{weight.data(), nullptr, nullptr, nullptr, nullptr, kIn},
                        0,
                        kPanels,
                        kRows,
                        rows.data(),
                        nullptr,
+                       0,
                        nullptr,
                        kStride,
                        Epilogue::kStore,
@@ -106,19 +123,21 @@ void test_float_products(const Kernels& kernels) {
   }
 }
 
-void test_codes_lie_in_tiles(const Kernels& kernels) {
+void test_codes_lie_in_tiles(const Kernels& kernels, int levels) {
   constexpr std::int64_t kIn = 16;
+  const bool bytes = levels <= kernels.byte_levels;
   for (std::int64_t row = 0; row < 2 * kTileRows; ++row) {
     float in[kIn];
     for (std::int64_t k = 0; k < kIn; ++k) in[k] = static_cast<float>(k * (k % 2 == 0 ? 1 : -1));
+    in[0] = static_cast<float>(levels);
     std::vector<std::int16_t> codes(2 * kTileRows * kIn, 77);
-    const float scale = kernels.quantize(in, kIn, 15, codes.data() + code_place(row, 0, kIn));
+    const float scale = kernels.quantize(in, kIn, levels, codes.data() + row_place(row, kIn));
     require(scale == 1.0F, "a row's scale is wrong", kernels.name);
     std::size_t untouched = 0;
     for (const std::int16_t code : codes) untouched += code == 77 ? 1 : 0;
-    require(untouched == codes.size() - kIn, "another row's codes are written", kernels.name);
+    require(untouched == codes.size() - kIn / (bytes ? 2 : 1), "another row's codes are written", kernels.name);
     for (std::int64_t k = 0; k < kIn; ++k) {
-      require(codes[code_place(row, k, kIn)] == static_cast<std::int16_t>(in[k]), "a code is wrong", kernels.name);
+      require(code_at(codes, row, k, kIn, bytes) == static_cast<int>(in[k]), "a code is wrong", kernels.name);
     }
   }
 }
@@ -130,9 +149,11 @@ int main() {
     const Kernels* kernels = kernels_of(set);
     if (kernels == nullptr) continue;
     test_exp(*kernels);
-    test_products(*kernels);
     test_float_products(*kernels);
-    test_codes_lie_in_tiles(*kernels);
+    for (const int levels : {127, 2047}) {
+      test_products(*kernels, levels);
+      test_codes_lie_in_tiles(*kernels, levels);
+    }
   }
   return failures == 0 ? 0 : 1;
 }

@@ -124,7 +124,7 @@ Work product(bool int8) {
   const auto out = std::make_shared<std::vector<float>>(kRows * kPanels * 16);
   return {[=] {
             engine::Product task{};
-            task.weight = {weight32->data(), weight8->data(), ones->data(), nullptr, kIn};
+            task.weight = {weight32->data(), weight8->data(), ones->data(), nullptr, nullptr, kIn};
             task.last_panel = kPanels;
             task.num_rows = kRows;
             task.rows = rows->data();
