@@ -33,6 +33,7 @@ PACKAGES = [
     "rgalign.planner",
     "rgalign.reasoner",
     "rgalign.reasoner.engine",
+    "rgalign.reasoner.engine.cuda",
     "rgalign.reasoner.tensorrt_llm",
     "rgalign.recommender",
     "rgalign.service",

@@ -1,4 +1,4 @@
-"""Residual addition, RMSNorm and, for W8A8, per-token int8 quantisation, in one pass over a row.
+"""Residual addition, RMSNorm and, for W8A8, per-token quantisation to 8 bits, in one pass over a row.
 
     r += delta,   y = r g / sqrt(mean(r^2) + eps),   codes, scale = quantize(y)
 
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rgalign.kernels.on_cpu import kernels_on_cpu
-from rgalign.kernels.quantize_rows import quantize_block, quantize_rows_reference, row_warps
+from rgalign.kernels.quantize_rows import CODES, quantize_block, quantize_rows_reference, row_warps
 
 
 def add_norm_reference(
@@ -27,10 +27,10 @@ def add_norm_reference(
 
 
 def add_norm_quantize_reference(
-    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float
+    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, codes: torch.dtype = torch.int8
 ) -> tuple[Tensor, Tensor]:
     """The definition; ``residual`` is changed."""
-    return quantize_rows_reference(add_norm_reference(residual, delta, weight, eps, torch.float32))
+    return quantize_rows_reference(add_norm_reference(residual, delta, weight, eps, torch.float32), codes)
 
 
 @triton.jit
@@ -38,7 +38,7 @@ def _add_norm_kernel(
     residual_ptr,  # [T, D] float32, changed
     delta_ptr,  # [T, D]
     weight_ptr,  # [D] float32
-    out_ptr,  # [T, D]: int8 codes with QUANTIZE, else a float dtype
+    out_ptr,  # [T, D]: codes of 8 bits with QUANTIZE, else a float dtype
     scales_ptr,  # [T] float32, with QUANTIZE
     eps,
     D: tl.constexpr,
@@ -56,7 +56,7 @@ def _add_norm_kernel(
     scale = 1.0 / tl.sqrt(tl.sum(row * row, axis=0) / D + eps)
     y = row * scale * tl.load(weight_ptr + d, d < D, 0.0)
     if QUANTIZE:
-        codes, step = quantize_block(y)
+        codes, step = quantize_block(y, out_ptr.dtype.element_ty)
         tl.store(out_ptr + at, codes, d < D)
         tl.store(scales_ptr + t, step)
     else:
@@ -68,7 +68,7 @@ def _launch(
 ) -> tuple[Tensor, Tensor]:
     num_rows, dim = residual.shape
     out = torch.empty(num_rows, dim, dtype=dtype, device=residual.device)
-    quantize = dtype == torch.int8
+    quantize = dtype in CODES
     scales = torch.empty(num_rows if quantize else 0, dtype=torch.float32, device=residual.device)
     block = triton.next_power_of_2(dim)
     _add_norm_kernel[(num_rows,)](
@@ -90,8 +90,8 @@ def _launch(
 def _defined(
     residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    if dtype == torch.int8:
-        return add_norm_quantize_reference(residual, delta, weight, eps)
+    if dtype in CODES:
+        return add_norm_quantize_reference(residual, delta, weight, eps, dtype)
     return add_norm_reference(residual, delta, weight, eps, dtype), residual.new_empty(0)
 
 
@@ -116,7 +116,7 @@ def _on_cpu(
 def _fake(
     residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    scales = residual.shape[0] if dtype == torch.int8 else 0
+    scales = residual.shape[0] if dtype in CODES else 0
     return torch.empty_like(residual, dtype=dtype), residual.new_empty(scales)
 
 
@@ -140,11 +140,13 @@ def add_norm(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float,
     return out
 
 
-def add_norm_quantize(residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """As :func:`add_norm`, then int8 codes [T, D] and scales [T] float32 of what it returns."""
+def add_norm_quantize(
+    residual: Tensor, delta: Tensor | None, weight: Tensor, eps: float, codes: torch.dtype = torch.int8
+) -> tuple[Tensor, Tensor]:
+    """As :func:`add_norm`, then codes [T, D] (int8 or float8_e4m3fn) and scales [T] float32 of what it returns."""
     _check(residual, delta, weight)
-    codes, scales = _op(residual, delta, weight, eps, torch.int8)
-    return codes, scales
+    values, scales = _op(residual, delta, weight, eps, codes)
+    return values, scales
 
 
 def _check(residual: Tensor, delta: Tensor | None, weight: Tensor) -> None:

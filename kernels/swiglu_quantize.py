@@ -1,4 +1,4 @@
-"""SwiGLU of a fused gate-up product and, for W8A8, per-token int8 quantisation, in one pass over a row.
+"""SwiGLU of a fused gate-up product and, for W8A8, per-token quantisation to 8 bits, in one pass over a row.
 
     y = gate / (1 + exp(-gate)) * up,   codes, scale = quantize(y)
 
@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from rgalign.kernels.on_cpu import kernels_on_cpu
-from rgalign.kernels.quantize_rows import quantize_block, quantize_rows_reference, row_warps
+from rgalign.kernels.quantize_rows import CODES, quantize_block, quantize_rows_reference, row_warps
 
 HALF = tl.constexpr(8)
 
@@ -24,15 +24,15 @@ def swiglu_reference(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
     return (torch.nn.functional.silu(gate) * up).reshape(len(gate_up), -1).to(dtype)
 
 
-def swiglu_quantize_reference(gate_up: Tensor) -> tuple[Tensor, Tensor]:
+def swiglu_quantize_reference(gate_up: Tensor, codes: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
     """The definition."""
-    return quantize_rows_reference(swiglu_reference(gate_up, torch.float32))
+    return quantize_rows_reference(swiglu_reference(gate_up, torch.float32), codes)
 
 
 @triton.jit
 def _swiglu_kernel(
     gate_up_ptr,  # [T, 2 I]
-    out_ptr,  # [T, I]: int8 codes with QUANTIZE, else a float dtype
+    out_ptr,  # [T, I]: codes of 8 bits with QUANTIZE, else a float dtype
     scales_ptr,  # [T] float32, with QUANTIZE
     INTERMEDIATE: tl.constexpr,
     BLOCK_I: tl.constexpr,
@@ -45,7 +45,7 @@ def _swiglu_kernel(
     up = tl.load(at + HALF, i < INTERMEDIATE, 0.0).to(tl.float32)
     y = gate / (1.0 + tl.exp(-gate)) * up
     if QUANTIZE:
-        codes, step = quantize_block(y)
+        codes, step = quantize_block(y, out_ptr.dtype.element_ty)
         tl.store(out_ptr + t * INTERMEDIATE + i, codes, i < INTERMEDIATE)
         tl.store(scales_ptr + t, step)
     else:
@@ -54,7 +54,7 @@ def _swiglu_kernel(
 
 def _launch(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     num_rows, width = gate_up.shape
-    quantize = dtype == torch.int8
+    quantize = dtype in CODES
     out = torch.empty(num_rows, width // 2, dtype=dtype, device=gate_up.device)
     scales = torch.empty(num_rows if quantize else 0, dtype=torch.float32, device=gate_up.device)
     block = triton.next_power_of_2(width // 2)
@@ -71,8 +71,8 @@ def _launch(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 
 
 def _defined(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    if dtype == torch.int8:
-        return swiglu_quantize_reference(gate_up)
+    if dtype in CODES:
+        return swiglu_quantize_reference(gate_up, dtype)
     return swiglu_reference(gate_up, dtype), gate_up.new_empty(0, dtype=torch.float32)
 
 
@@ -92,7 +92,7 @@ def _on_cpu(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
 @_op.register_fake
 def _fake(gate_up: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     num_rows, width = gate_up.shape
-    scales = gate_up.new_empty(num_rows if dtype == torch.int8 else 0, dtype=torch.float32)
+    scales = gate_up.new_empty(num_rows if dtype in CODES else 0, dtype=torch.float32)
     return gate_up.new_empty(num_rows, width // 2, dtype=dtype), scales
 
 
@@ -114,11 +114,11 @@ def swiglu(gate_up: Tensor, dtype: torch.dtype) -> Tensor:
     return out
 
 
-def swiglu_quantize(gate_up: Tensor) -> tuple[Tensor, Tensor]:
-    """As :func:`swiglu`, then int8 codes [T, I] and scales [T] float32 of what it returns."""
+def swiglu_quantize(gate_up: Tensor, codes: torch.dtype = torch.int8) -> tuple[Tensor, Tensor]:
+    """As :func:`swiglu`, then codes [T, I] (int8 or float8_e4m3fn) and scales [T] float32 of what it returns."""
     _check(gate_up)
-    codes, scales = _op(gate_up, torch.int8)
-    return codes, scales
+    values, scales = _op(gate_up, codes)
+    return values, scales
 
 
 def _check(gate_up: Tensor) -> None:

@@ -69,21 +69,26 @@ def attention(name: str, heads: int, kv_heads: int, dim: int, block_m: int) -> C
     return name, prefix_attention._prefix_attention_kernel, types, constants, {"num_warps": 4, "num_stages": 2}
 
 
-def cases() -> Iterator[Case]:
+def cases(arch: int) -> Iterator[Case]:
     """Name, function, pointer and scalar types, constants and options, as the engine launches them."""
+    coded = {"int8": "*i8"} | ({"fp8": "*fp8e4nv"} if arch >= 89 else {})
     block, warps = rows_of(HIDDEN)
     row = {"D": HIDDEN, "BLOCK_D": block, "HAS_DELTA": True}
-    types = {"delta_ptr": "*bf16", "out_ptr": "*i8", "eps": "fp32"}
-    yield "add_norm int8", add_norm_quantize._add_norm_kernel, types, {**row, "QUANTIZE": True}, warps
-    types = {**types, "out_ptr": "*bf16"}
+    for name, codes in coded.items():
+        types = {"delta_ptr": "*bf16", "out_ptr": codes, "eps": "fp32"}
+        yield f"add_norm {name}", add_norm_quantize._add_norm_kernel, types, {**row, "QUANTIZE": True}, warps
+    types = {"delta_ptr": "*bf16", "out_ptr": "*bf16", "eps": "fp32"}
     yield "add_norm bf16", add_norm_quantize._add_norm_kernel, types, {**row, "QUANTIZE": False}, warps
     block, warps = rows_of(INTERMEDIATE)
-    types = {"gate_up_ptr": "*bf16", "out_ptr": "*i8"}
     constants: dict[str, Any] = {"INTERMEDIATE": INTERMEDIATE, "BLOCK_I": block, "QUANTIZE": True}
-    yield "swiglu int8", swiglu_quantize._swiglu_kernel, types, constants, warps
+    for name, codes in coded.items():
+        types = {"gate_up_ptr": "*bf16", "out_ptr": codes}
+        yield f"swiglu {name}", swiglu_quantize._swiglu_kernel, types, constants, warps
     block, warps = rows_of(HEADS * HEAD_DIM)
     constants = {"ROW_STRIDE": HEADS * HEAD_DIM, "D": HEADS * HEAD_DIM, "BLOCK_D": block}
-    yield "quantize_rows", quantize_rows._quantize_rows_kernel, {"x_ptr": "*bf16", "codes_ptr": "*i8"}, constants, warps
+    for name, codes in coded.items():
+        types = {"x_ptr": "*bf16", "codes_ptr": codes}
+        yield f"quantize_rows {name}", quantize_rows._quantize_rows_kernel, types, constants, warps
     constants = {
         "ROW_STRIDE": QKV,
         "NUM_HEADS": HEADS,
@@ -116,7 +121,7 @@ def main() -> None:
     parser.add_argument("--kernel", nargs="*", help="names; default: all")
     arguments = parser.parse_args()
     for arch in arguments.arch:
-        for name, function, types, constants, options in cases():
+        for name, function, types, constants, options in cases(arch):
             if not arguments.kernel or name in arguments.kernel:
                 usage = compiled(function, types, constants, options, arch)
                 print(json.dumps({"kernel": name, "arch": arch, **usage, "triton": triton.__version__}), flush=True)

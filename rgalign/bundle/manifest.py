@@ -19,7 +19,7 @@ from rgalign.config import Config, parse_config
 from rgalign.errors import DataError
 from rgalign.files import sha256_file, sha256_json
 from rgalign.models import RankerConfig
-from rgalign.reasoner.engine.quantize import EngineDtype
+from rgalign.reasoner.engine.quantize import ArtifactDtype
 
 FORMAT = 1
 MANIFEST, SEAL = "manifest.json", "seal"
@@ -66,7 +66,7 @@ class ReasonerPart(Config):
     """
 
     engine: str = Field(pattern=SHA256)
-    dtype: EngineDtype
+    dtype: ArtifactDtype
     hidden_size: int = Field(ge=1)
     pooling: Literal["ltp", "eos"]
     eos_token_id: int | None = Field(default=None, ge=0)

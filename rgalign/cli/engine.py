@@ -17,7 +17,7 @@ def engine_build(
     model: Annotated[str, typer.Argument(help="smollm2, a directory, a .gguf file or a hub name.")],
     out: Out,
     dtype: Annotated[
-        str, typer.Option(help="int8, int8a12 (activations of 12 bits) or fp32; with --for int8, bf16.")
+        str, typer.Option(help="int8, int8a12 (activations of 12 bits), fp32, bf16 (GPU only); with --for int8, bf16.")
     ] = "int8",
     for_: Annotated[
         Literal["rgalign", "vllm", "tensorrt-llm"], typer.Option("--for", help="The engine that will read it.")

@@ -41,7 +41,14 @@ def engine_of(bundle: Bundle, config: RecommenderConfig) -> BatchReasoner | None
     if part is None:
         return None
     tokenizer = SimpleNamespace(eos_token_id=part.eos_token_id)  # all that an engine asks of it
-    return load_engine(bundle.engine, config.threads, tokenizer=tokenizer, pooling=part.pooling)
+    if config.device == "cpu":
+        return load_engine(bundle.engine, config.threads, tokenizer=tokenizer, pooling=part.pooling)
+    from rgalign.reasoner.engine.cuda.reasoner import load_cuda_engine  # wants Triton
+
+    assert bundle.prompts is not None
+    reasoner = load_cuda_engine(bundle.engine, tokenizer=tokenizer, pooling=part.pooling)
+    reasoner.warm_up(bundle.prompts.prefix_ids)  # compiles kernels: longer than the first answer may take
+    return reasoner
 
 
 def without_reasoner(bundle: Bundle, config: RecommenderConfig) -> BatchReasoner | None:

@@ -12,7 +12,8 @@ pytest.importorskip("triton", reason="Triton is not installed (the extra `gpu`)"
 from rgalign.kernels.int8_gemm_plan import MAX_SPLIT_COLUMNS, TILES
 
 SHARED_BYTES = {80: 163 << 10, 90: 227 << 10, 100: 227 << 10}
-ROWS = {"add_norm int8", "swiglu int8", "quantize_rows", "qk_norm_rope"}
+ROWS = {f"{name} {codes}" for name in ("add_norm", "swiglu", "quantize_rows") for codes in ("int8", "fp8")}
+ROWS |= {"qk_norm_rope"}
 
 
 @pytest.mark.parametrize("arch", SHARED_BYTES)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import torch
 
 from rgalign.batcher import BatcherClosed
 from rgalign.data.dataset import Dataset
-from rgalign.errors import DataError
+from rgalign.errors import ConfigError, DataError
 from rgalign.recommender import Recommendation, Recommender, RecommenderConfig, Timings, load, without_reasoner
 from rgalign.training.fused_scores import rank_sessions
 from rgalign.training.index_build import index_of
@@ -166,6 +167,25 @@ def test_a_bundle_without_a_reasoner_in_use(bundle_dir: Path, sessions: list[dic
         assert all(each.query_part == 0 for each in answer.intents)
         assert recommender.health().queue is None
         assert recommender.health().degraded
+
+
+def test_the_reasoner_on_a_gpu(
+    bundle_dir: Path, recommender: Recommender, sessions: list[dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The GPU's forward by its kernels' definitions where there is no GPU."""
+    cuda = pytest.importorskip("rgalign.reasoner.engine.cuda.reasoner", reason="Triton is not installed")
+    config = RecommenderConfig(device="cuda", deadline_ms=30_000)
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="required a CUDA device"):
+            load(bundle_dir, config)
+        monkeypatch.setattr(cuda, "load_cuda_engine", partial(cuda.load_cuda_engine, device="cpu"))
+    with load(bundle_dir, config) as on_gpu:
+        for session in sessions[:3]:
+            found, expected = on_gpu.recommend(session), recommender.recommend(session)
+            assert found.degraded is None
+            assert [each.id for each in found.intents] == [each.id for each in expected.intents]
+            scores = [[each.score for each in answer.intents] for answer in (found, expected)]
+            np.testing.assert_allclose(*scores, atol=1e-3)
 
 
 def test_a_ranker_that_has_no_query_tower_is_whole(place: Path, run: Path, tiny: Any) -> None:

@@ -22,7 +22,7 @@ from rgalign import _C
 from rgalign.errors import ConfigError, DataError
 from rgalign.files import read_json, sha256_file, sha256_json, sync_directory, write_json
 from rgalign.reasoner.engine.checkpoint import DecoderConfig, as_numpy
-from rgalign.reasoner.engine.quantize import ACTIVATION_LEVELS, EngineDtype, activation_levels
+from rgalign.reasoner.engine.quantize import ACTIVATION_LEVELS, ArtifactDtype, activation_levels
 
 SEAL = "seal"  # of the manifest: hash of all else that it says
 STATE_SHIFT = "state_shift"  # [D], by which quantisation moves every state; absent if it was not calibrated
@@ -40,7 +40,7 @@ class Manifest:
     files: name -> sha256 of every other file.
     """
 
-    dtype: EngineDtype
+    dtype: ArtifactDtype
     config: DecoderConfig
     model: str
     source: str
@@ -123,9 +123,13 @@ def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
     """The weights in this processor's panels. ``manifest`` is :func:`read_manifest`'s, so the file is whole.
 
     Raises:
+        ConfigError: bf16, which this engine computes on a GPU only.
         DataError: a tensor is missing or has not the size that the manifest says, or a size is none of an engine.
     """
     config = manifest.config
+    if manifest.dtype == "bf16":
+        required = "fp32, int8 or int8a12 on a CPU (bf16 is for CUDA only)"
+        raise ConfigError(where=f"engine {directory}", required=required, received="bf16")
     try:
         widest = max(config.hidden, config.intermediate, config.num_heads * config.head_dim)
         shape = {**asdict(config), "activation_levels": activation_levels(manifest.dtype, widest)}

@@ -27,7 +27,7 @@ from rgalign.reasoner.engine.calibrate import MatrixError, Observed, matrix_erro
 from rgalign.reasoner.engine.checkpoint import Checkpoint, DecoderLayer, checkpoint_directory, read_config
 from rgalign.reasoner.engine.quantize import (
     ACTIVATION_LEVELS,
-    EngineDtype,
+    ArtifactDtype,
     activation_levels,
     quantize_rows,
     smooth,
@@ -35,6 +35,8 @@ from rgalign.reasoner.engine.quantize import (
 from rgalign.reasoner.engine.reasoner import load_engine
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import model_fingerprint
+
+FLOATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 @dataclass(frozen=True)
@@ -70,19 +72,18 @@ def build_engine(ref: str, out: Path, dtype: str, calibration: Calibration | Non
     """Writes the engine of model ``ref`` to ``out``, atomically.
 
     Raises:
-        ConfigError: bf16, which CPUs of this engine do not compute, an unknown dtype or an unsupported model.
+        ConfigError: an unknown dtype or an unsupported model.
         ModelNotFoundError, DataError: no checkpoint, or one with missing, misshapen or non-finite tensors.
     """
     if dtype not in ACTIVATION_LEVELS:
-        required = " or ".join(ACTIVATION_LEVELS) + (" (bf16 is for CUDA only)" if dtype == "bf16" else "")
-        raise ConfigError(where="engine dtype", required=required, received=repr(dtype))
-    engine_dtype: EngineDtype = dtype  # type: ignore[assignment]  # just checked
+        raise ConfigError(where="engine dtype", required=" or ".join(ACTIVATION_LEVELS), received=repr(dtype))
+    engine_dtype: ArtifactDtype = dtype  # type: ignore[assignment]  # just checked
     directory = checkpoint_directory(ref)
     config, frequencies = read_config(directory)
     levels = activation_levels(
         engine_dtype, max(config.hidden, config.intermediate, config.num_heads * config.head_dim)
     )
-    seen = observe(ref, calibration.prompts) if calibration and dtype != "fp32" else None
+    seen = observe(ref, calibration.prompts) if calibration and levels else None
     tensors = {"inverse_frequencies": torch.from_numpy(frequencies)}
     errors: list[MatrixError] = []
     with Checkpoint.open(directory) as checkpoint:
@@ -96,7 +97,7 @@ def build_engine(ref: str, out: Path, dtype: str, calibration: Calibration | Non
                 layer, factors = smooth(layer, {name: of.peaks for name, of in inputs.items()}, calibration.alpha)
                 rows = {name: values / factors.get(name, 1.0) for name, values in rows.items()}
             tensors.update({f"layers.{index}.{name}": value for name, value in _tensors(layer, dtype).items()})
-            if dtype != "fp32":
+            if levels:
                 for name, weight in layer.weights.items():
                     errors.append(matrix_error(index, name, weight, rows.get(name), levels))
     made = {"alpha": calibration.alpha, "prompts": len(calibration.prompts)} if calibration and seen else {}
@@ -127,8 +128,8 @@ def _state_shift(
 def _tensors(layer: DecoderLayer, dtype: str) -> dict[str, torch.Tensor]:
     tensors = dict(layer.norms)
     for name, weight in layer.weights.items():
-        if dtype == "fp32":
-            tensors[f"{name}.weight"] = weight
+        if dtype in FLOATS:
+            tensors[f"{name}.weight"] = weight.to(FLOATS[dtype])
         else:
             tensors[f"{name}.weight"], tensors[f"{name}.scale"] = quantize_rows(weight)
         if name in layer.biases:

@@ -14,28 +14,12 @@ import torch
 from safetensors import safe_open
 
 from rgalign.errors import ConfigError, DataError, ModelNotFoundError
+from rgalign.reasoner.engine.decoder_config import LAYOUT as LAYOUT
+from rgalign.reasoner.engine.decoder_config import DecoderConfig as DecoderConfig
 from rgalign.reasoner.engine.rope import Frequencies, rope_frequencies
 from rgalign.reasoner.pretrained import resolve_model
 
 FAMILIES = ("llama", "mistral", "qwen2", "qwen3")
-LAYOUT = 8  # columns of the gate, then as many of up, in turn: csrc/engine/kernels.h
-
-
-@dataclass(frozen=True)
-class DecoderConfig:
-    """What csrc/engine/model.h calls ModelShape, and what limits a prompt."""
-
-    num_layers: int
-    hidden: int
-    intermediate: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    eps: float
-    rope_scale: float
-    qk_norm: bool
-    vocabulary: int
-    max_positions: int
 
 
 @dataclass(frozen=True)

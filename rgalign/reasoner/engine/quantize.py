@@ -15,13 +15,14 @@ import torch
 
 from rgalign.reasoner.engine.checkpoint import LAYOUT, DecoderLayer
 
-EngineDtype: TypeAlias = Literal["fp32", "int8", "int8a12"]
+EngineDtype: TypeAlias = Literal["fp32", "int8", "int8a12"]  # that a CPU computes
+ArtifactDtype: TypeAlias = EngineDtype | Literal["bf16"]
 LEVELS = 127
-ACTIVATION_LEVELS = {"fp32": 0, "int8": LEVELS, "int8a12": 2047}
+ACTIVATION_LEVELS = {"fp32": 0, "bf16": 0, "int8": LEVELS, "int8a12": 2047}
 
 
-def activation_levels(dtype: EngineDtype, widest: int) -> int:
-    """Levels a side of an activation code: 0 for fp32; fewer than 12 bits where a sum of ``widest`` could overflow."""
+def activation_levels(dtype: ArtifactDtype, widest: int) -> int:
+    """Levels a side of an activation code: 0 for floats; under 12 bits where a sum of ``widest`` could overflow."""
     return min(ACTIVATION_LEVELS[dtype], (2**31 - 1) // (LEVELS * widest))
 
 

@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rgalign import _C
 from rgalign.errors import ConfigError, DataError
 from rgalign.files import sha256_json
 from rgalign.reasoner.engine.artifact import Manifest, load_model, load_state_shift, read_manifest
+from rgalign.reasoner.engine.decoder_config import DecoderConfig
 from rgalign.reasoner.prefix_tree import PrefixTree, TokenIds, prefix_trees
 
 EnginePooling = Literal["ltp", "eos"]
@@ -108,7 +109,7 @@ class EngineReasoner:
         """
         prefix = tuple(int(token) for token in prefix_ids)
         if prefix:
-            self._checked("prefix", np.asarray(prefix, dtype=np.int64), 0)
+            checked_tokens("prefix", prefix, self.manifest.config, int(self.pooling == "eos"))
         prompts = [self._prompt(index, ids, len(prefix)) for index, ids in enumerate(token_ids)]
         if not prompts:
             raise DataError(where="EngineReasoner.embed", required="at least one prompt", received="none")
@@ -135,24 +136,33 @@ class EngineReasoner:
         )
 
     def _prompt(self, index: int, ids: TokenIds, prefix_length: int) -> TokenIds:
-        array = self._checked(f"prompt {index}", np.asarray(ids), prefix_length)
+        array = checked_tokens(f"prompt {index}", ids, self.manifest.config, prefix_length + (self.pooling == "eos"))
         if self.pooling == "eos":
             array = np.append(array, np.int32(self.tokenizer.eos_token_id))
         return array
 
-    def _checked(self, where: str, array: NDArray[Any], before: int) -> TokenIds:
-        size, limit = self.manifest.config.vocabulary, self.manifest.config.max_positions
-        if array.ndim != 1 or array.size == 0:
-            raise DataError(where=where, required="a non-empty row of token ids", received=f"shape {array.shape}")
-        if array.dtype.kind not in "iu":
-            raise DataError(where=where, required="integer token ids", received=str(array.dtype))
-        if array.min() < 0 or array.max() >= size:
-            received = f"{int(array.min())}..{int(array.max())}"
-            raise DataError(where=where, required=f"token ids in 0..{size - 1}", received=received)
-        length = before + array.size + (self.pooling == "eos")
-        if length > limit:
-            raise DataError(where=where, required=f"at most {limit} tokens with the prefix", received=str(length))
-        return array.astype(np.int32)
+
+def checked_tokens(where: str, ids: ArrayLike, config: DecoderConfig, others: int) -> TokenIds:
+    """Token ids as int32.
+
+    Args:
+        others: tokens that stand before or behind them.
+
+    Raises:
+        DataError: empty, not integers, outside the vocabulary, or longer than the model was trained for.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1 or array.size == 0:
+        raise DataError(where=where, required="a non-empty row of token ids", received=f"shape {array.shape}")
+    if array.dtype.kind not in "iu":
+        raise DataError(where=where, required="integer token ids", received=str(array.dtype))
+    if array.min() < 0 or array.max() >= config.vocabulary:
+        received = f"{int(array.min())}..{int(array.max())}"
+        raise DataError(where=where, required=f"token ids in 0..{config.vocabulary - 1}", received=received)
+    length, limit = others + array.size, config.max_positions
+    if length > limit:
+        raise DataError(where=where, required=f"at most {limit} tokens with the prefix", received=str(length))
+    return array.astype(np.int32)
 
 
 @dataclass(frozen=True)

@@ -177,8 +177,11 @@ def test_refused_prompts(ids: list[Any], message: str, engine: Callable[[str, st
 
 def test_refused_options(tmp_path: Path, checkpoint: Make, engine: Callable[[str, str], Path]) -> None:
     source = str(checkpoint("llama")[1])
+    with pytest.raises(ConfigError, match="fp32 or bf16 or int8 or int8a12; received 'fp16'"):
+        build_engine(source, tmp_path / "e", "fp16")
+    build_engine(source, tmp_path / "e", "bf16")
     with pytest.raises(ConfigError, match="bf16 is for CUDA only"):
-        build_engine(source, tmp_path / "e", "bf16")
+        load_engine(tmp_path / "e")
     with pytest.raises(ConfigError, match="at least 1"):
         load_engine(engine("llama", "fp32"), 0)
     with pytest.raises(ConfigError, match="instructions"):
