@@ -1,4 +1,4 @@
-"""The compiled extension (csrc/bindings.cpp). `rgalign.topk` and `rgalign.cpu_scorer` check its arguments."""
+"""The compiled extension (csrc/python/). `rgalign.topk` and `rgalign.cpu_scorer` check its arguments."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -26,9 +26,10 @@ from rgalign.files import sha256_json
 from rgalign.models.text_encoder import SentenceEncoder
 from rgalign.prompt import PromptEncoder
 from rgalign.reasoner.engine.build import Calibration
+from rgalign.reasoner.engine.checkpoint import is_supported
 from rgalign.reasoner.engine.offline import engine_beside
 from rgalign.reasoner.engine.quantize import EngineDtype
-from rgalign.reasoner.engine.reasoner import EngineReasoner
+from rgalign.reasoner.engine.reasoner import POOLINGS, EngineReasoner
 from rgalign.reasoner.external import ExternalReasoner
 from rgalign.reasoner.hf import HFReasoner, Pooling
 from rgalign.reasoner.other_engines import OTHER_DTYPES, OtherReasoner, load_other_engine
@@ -56,8 +57,9 @@ class EmbedConfig(Config):
         titles: the intents' own words too, see title_latents.py; for rankers with ``loss.title_weight``.
         max_batch_tokens: new tokens of one forward pass.
         backend: ``hf`` the definition, or ``engine``: rgalign's own on a CPU, built once into the store's directory in
-            ``engine_dtype``; its vectors are another provenance. ``vllm``, ``tensorrt_llm``: on a GPU, in one
-            of their own ``engine_dtype``; for int8 ``model`` is what ``rgalign engine build --for`` wrote.
+            ``engine_dtype``; its vectors are another provenance. ``auto``: ``engine`` where it computes this, else
+            ``hf``; the store's configuration says which. ``vllm``, ``tensorrt_llm``: on a GPU, in one of their own
+            ``engine_dtype``; for int8 ``model`` is what ``rgalign engine build --for`` wrote.
     """
 
     model: str = DEFAULT_MODEL
@@ -73,7 +75,7 @@ class EmbedConfig(Config):
     store_dtype: Literal["float32", "float16"] = "float32"
     max_batch_tokens: int = 256
     device: str = "cpu"
-    backend: Literal["hf", "engine", "vllm", "tensorrt_llm"] = "hf"
+    backend: Literal["auto", "hf", "engine", "vllm", "tensorrt_llm"] = "auto"
     engine_dtype: EngineDtype | Literal["bf16", "fp16", "fp8"] = "fp32"
 
 
@@ -107,6 +109,15 @@ class EmbedReport:
         return self.prompt_tokens / self.seconds if self.seconds else 0.0
 
 
+def with_backend(config: EmbedConfig) -> EmbedConfig:
+    """The same with ``auto`` decided."""
+    if config.backend != "auto":
+        return config
+    exact = config.device == "cpu" and config.dtype == "float32" and config.pooling in POOLINGS
+    backend = "engine" if exact and is_supported(config.model, config.max_tokens) else "hf"
+    return config.model_copy(update={"backend": backend})
+
+
 def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Dataset | None = None) -> Reasoner:
     """The reasoner of an embedding.
 
@@ -114,6 +125,7 @@ def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Datas
         store: directory of its latent queries, where its engine is; None: an uncalibrated engine in the cache.
         dataset: on whose training prompts an engine that must be built is calibrated.
     """
+    config = with_backend(config)
     if config.backend == "engine":
         return engine_beside(
             store,
@@ -123,7 +135,7 @@ def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Datas
             max_batch_tokens=config.max_batch_tokens,
             calibration=lambda: None if dataset is None else calibration_on(dataset, config),
         )
-    if config.backend != "hf":
+    if config.backend == "vllm" or config.backend == "tensorrt_llm":
         return load_other_engine(
             config.backend, config.model, config.engine_dtype, pooling=config.pooling, max_tokens=config.max_tokens
         )
@@ -186,6 +198,7 @@ def embed_dataset(
     Args:
         actors: compute with Ray; None computes here.
     """
+    config = with_backend(config)
     if actors is not None and config.backend in OTHER_DTYPES:  # driver and actors would want the same GPU
         raise ConfigError(where="--ray", required="backend hf or engine", received=config.backend)
     reasoner = load_reasoner(config, out, dataset)

@@ -70,7 +70,7 @@ class ModelCall:
         cu_seqlens = self._buffers.cu_seqlens[: num_rows + 1]
         batch = Batch(token_ids, positions, cu_seqlens, num_rows, num_tokens, max_seqlen)
         try:
-            result = np.array(self._model(batch))  # a copy: the model may use its memory again
+            result = np.asarray(self._model(batch)).copy()  # the model may use its memory again
         except BaseException as error:  # another's code: whatever it raises, its requests get their answer
             self._raised(first, num_rows, error)
             return

@@ -14,12 +14,13 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from rgalign.chat_format import PromptTemplate
+from rgalign.config import load_config
 from rgalign.data.dataset import Dataset, DatasetWriter
 from rgalign.errors import ConfigError, DataError, ProvenanceError
 from rgalign.intents import IntentCatalog
 from rgalign.reasoner.engine.artifact import MANIFEST
 from rgalign.schema import CategoricalFeature, FeatureSchema
-from rgalign.training.embed import EmbedConfig, embed_dataset, load_reasoner
+from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, embed_dataset, load_reasoner, with_backend
 from rgalign.training.engine_calibration import calibration_of
 from rgalign.training.latents import LatentStore
 
@@ -33,7 +34,7 @@ def embedding(tmp_path: Path, byte_tokenizer: Callable[..., Any]) -> EmbedConfig
     settings = LlamaConfig(vocab_size=len(tokenizer), initializer_range=0.3, eos_token_id=257, **sizes)
     LlamaForCausalLM(settings).save_pretrained(tmp_path / "model")
     template = PromptTemplate(name="short", system="Guess.", before="Data: ", after="\nQuestion:")
-    return EmbedConfig(model=str(tmp_path / "model"), template=template, max_batch_tokens=64)
+    return EmbedConfig(model=str(tmp_path / "model"), template=template, max_batch_tokens=64, backend="hf")
 
 
 @pytest.fixture
@@ -101,3 +102,17 @@ def test_calibration_prompts(embedding: EmbedConfig, dataset: Dataset) -> None:
         calibration_of(dataset.path, embedding.model, template=embedding.template, count=5, alpha=2.0)
     with pytest.raises(DataError):
         calibration_of(dataset.path / "nowhere", embedding.model, template=embedding.template, count=5, alpha=0.5)
+
+
+def test_auto_is_the_engine_where_it_computes_this(embedding: EmbedConfig, dataset: Dataset, tmp_path: Path) -> None:
+    auto = embedding.model_copy(update={"backend": "auto"})
+    assert EmbedConfig().backend == "auto"
+    assert with_backend(auto).backend == "engine"
+    for changed in ({"pooling": "mean"}, {"dtype": "bfloat16"}, {"device": "cuda"}, {"max_tokens": 10**6}):
+        assert with_backend(auto.model_copy(update=changed)).backend == "hf", changed
+    assert with_backend(embedding).backend == "hf"
+    embed_dataset(dataset, tmp_path / "latents", auto, progress=False)
+    assert load_config(EmbedConfig, tmp_path / "latents" / EMBED_CONFIG).backend == "engine"
+    path = tmp_path / "model" / "config.json"
+    path.write_text(path.read_text().replace('"intermediate_size": 64', '"intermediate_size": 72'))
+    assert with_backend(auto).backend == "hf"

@@ -19,6 +19,7 @@ from rgalign.training.embed import (
     fill_store,
     prompt_encoder,
     store_provenance,
+    with_backend,
 )
 from rgalign.training.latents import LatentStore
 from rgalign.training.loop.outside_files import dataset_hashes
@@ -55,7 +56,7 @@ def pooled_step(name: str, aligned: str, config: PooledConfig, *, progress: bool
 def embed_pooled(config: PooledConfig, out: Path, *, progress: bool = True) -> EmbedReport:
     """Embeds all sessions; ``mean`` and ``eos`` from cached lower states where the run tuned the upper layers alone."""
     alignment = load_config(AlignmentConfig, config.run / "config.yaml")
-    embedding = config.embedding.model_copy(update={"model": str(config.run / MODEL)})
+    embedding = with_backend(config.embedding.model_copy(update={"model": str(config.run / MODEL)}))
     dataset = Dataset.open(config.dataset)
     cached = alignment.tuning == "upper" and alignment.state_dtype == embedding.dtype == "float32"
     if embedding.pooling == "external" or embedding.backend != "hf" or not cached:

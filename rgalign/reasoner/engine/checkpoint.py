@@ -80,6 +80,22 @@ def read_config(directory: Path) -> tuple[DecoderConfig, Frequencies]:
     return decoder, frequencies
 
 
+def is_supported(ref: str, max_tokens: int) -> bool:
+    """Whether the engine computes this model, for prompts of so many tokens.
+
+    Raises:
+        ModelNotFoundError: it is not there.
+    """
+    directory = checkpoint_directory(ref)
+    if not any(directory.glob("*.safetensors")):
+        return False
+    try:
+        config, _ = read_config(directory)
+    except ConfigError:
+        return False
+    return max_tokens <= config.max_positions
+
+
 class Checkpoint:
     """The tensors of a checkpoint, by name, in float32; a missing or misshapen one is named."""
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import torch
 
@@ -13,7 +12,7 @@ from rgalign.errors import ConfigError, DataError
 from rgalign.reasoner.engine.artifact import MANIFEST, read_manifest
 from rgalign.reasoner.engine.build import Calibration, build_engine
 from rgalign.reasoner.engine.quantize import EngineDtype
-from rgalign.reasoner.engine.reasoner import EnginePooling, EngineReasoner, load_engine
+from rgalign.reasoner.engine.reasoner import POOLINGS, EngineReasoner, load_engine
 from rgalign.reasoner.pretrained import cache_directory, load_tokenizer, model_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ def engine_beside(
     Raises:
         ConfigError: a pooling that it does not have.
     """
-    if pooling not in ("ltp", "eos"):
-        raise ConfigError(where="pooling with backend engine", required="ltp or eos", received=repr(pooling))
+    if pooling not in POOLINGS:
+        raise ConfigError(where="pooling with backend engine", required=" or ".join(POOLINGS), received=repr(pooling))
     if store is None:
         directory = cache_directory() / "engines" / f"{model_fingerprint(model)[:12]}-{dtype}"
     else:
@@ -51,7 +50,7 @@ def engine_beside(
         directory,
         torch.get_num_threads(),
         tokenizer=load_tokenizer(model),
-        pooling=cast(EnginePooling, pooling),
+        pooling=pooling,
         max_batch_tokens=max_batch_tokens,
     )
 

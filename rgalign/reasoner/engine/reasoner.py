@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -24,6 +24,7 @@ from rgalign.reasoner.engine.decoder_config import DecoderConfig
 from rgalign.reasoner.prefix_tree import PrefixTree, TokenIds, prefix_trees
 
 EnginePooling = Literal["ltp", "eos"]
+POOLINGS: tuple[EnginePooling, ...] = get_args(EnginePooling)
 INSTRUCTION_SETS = tuple(_C.engine_instruction_sets())  # what this machine can compute with, the best first
 
 

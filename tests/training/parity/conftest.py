@@ -59,7 +59,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, byte_tokenizer: Callable[.
     with DatasetWriter(root / "data", schema, IntentCatalog(intents, intents, ("",) * NUM_INTENTS)) as writer:
         for week, (split, count) in enumerate(SIZES.items()):
             writer.write(split, sessions(split, count, datetime(2026, 1, 1) + timedelta(weeks=week)))
-    embedding = EmbedConfig(model=str(root / "model"), template=TEMPLATE, max_batch_tokens=64)
+    embedding = EmbedConfig(model=str(root / "model"), template=TEMPLATE, max_batch_tokens=64, backend="hf")
     embed_dataset(Dataset.open(root / "data"), root / "latents", embedding, progress=False)
     values = {
         "dataset": str(root / "data"),

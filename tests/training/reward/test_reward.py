@@ -126,8 +126,8 @@ def test_another_reasoner_is_refused(echo: Any, tmp_path: Path) -> None:
     embedding = load_config(EmbedConfig, echo.latents / "embed.yaml")
     kept = (echo.latents / "embed.yaml").read_bytes()
     try:
-        dump_config(embedding.model_copy(update={"pooling": "mean"}), echo.latents / "embed.yaml")
-        with pytest.raises(ProvenanceError, match="required pooling 'ltp'; received pooling 'mean'"):
+        dump_config(embedding.model_copy(update={"pooling": "eos"}), echo.latents / "embed.yaml")
+        with pytest.raises(ProvenanceError, match="required pooling 'ltp'; received pooling 'eos'"):
             reward(config(echo), tmp_path / "out", progress=False)
     finally:
         (echo.latents / "embed.yaml").write_bytes(kept)

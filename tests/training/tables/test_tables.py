@@ -138,7 +138,7 @@ def test_a_frozen_row_is_the_ranker_of_stage_1_on_the_aligned_latent_queries(
     dataset = Dataset.open(config.dataset)
     run, latents = finished / "stage1/out/seed0", "V2/seed3/cl_latents"
     store, old = LatentStore.open(finished / latents / "out"), LatentStore.open(finished / "embed/out")
-    with pytest.raises(ProvenanceError, match="model"):
+    with pytest.raises(ProvenanceError, match="required engine"):
         score_split(load_ranker(run), dataset, "test", store)
     own, frozen, anew = (
         score_row(RowRuns("stage1", None if scored == "own" else latents, 3, scored), run, dataset, finished)
