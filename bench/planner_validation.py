@@ -3,7 +3,7 @@
     python -m rgalign.bench.planner_validation [--bundle DIR] [--contexts FILE] [--plot docs/planner_validation.png]
 
 The curve is measured first, then each load is run for real (an open loop on a Recommender in this process) and
-simulated with the very same arrival times. Rows go to bench/results/planner.jsonl. Let nothing else run.
+simulated with the very same arrival times and lengths. Rows go to bench/results/planner.jsonl. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def validated(
         ledger = asyncio.run(open_loop(library_ask(recommender, 3, None), contexts, list(enumerate(times))))
         taken = [ended.latency_ms for ended in ledger.ended if ended.outcome == WHOLE]
         real.append({percent: float(np.percentile(taken, percent)) for percent in LIMITS})
-        result = simulate(curve, config, times, seed=run)
+        result = simulate(curve, config, times, seed=run, draw_lengths=False)
         simulated.append({percent: result.percentile(percent) for percent in LIMITS})
     point: dict[str, Any] = {"share": share, "rate": round(rate, 2), "within": True}
     for percent, limit in LIMITS.items():

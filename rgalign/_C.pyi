@@ -54,6 +54,7 @@ def simulate_cell(
     deadline_ms: float,
     reserve_ms: float,
     least_outstanding: bool,
+    draw_lengths: bool,
     outages: list[tuple[int, float, float, float, bool]],
     seed: int,
 ) -> dict[str, Any]: ...

@@ -66,7 +66,9 @@ class Cell {
     result_.latency_ms.assign(arrivals.size(), 0.0);
     result_.ended.assign(arrivals.size(), static_cast<std::uint8_t>(Ended::kLost));
     length_.resize(arrivals.size());
-    for (auto& length : length_) length = draw(settings.lengths);
+    for (std::size_t i = 0; i < length_.size(); ++i) {
+      length_[i] = settings.draw_lengths ? draw(settings.lengths) : settings.lengths[i % settings.lengths.size()];
+    }
     replicas_.resize(static_cast<std::size_t>(settings.replicas));
     for (std::int32_t i = 0; i < settings.replicas; ++i) begin_life(i, 0);
     using Kind = Happening::Kind;

@@ -37,7 +37,8 @@ struct CellSettings {
   std::int32_t replicas = 1;
   std::vector<double> curve_tokens, curve_ms;  // ascending; a batch's computed tokens and what they take
   std::vector<double> jitter;                  // factors of the curve, drawn evenly; not empty
-  std::vector<std::int64_t> lengths;           // tokens of a request, drawn evenly; not empty
+  std::vector<std::int64_t> lengths;           // tokens of a request; not empty
+  bool draw_lengths = true;                    // evenly; else request n has the n-th, over again from the first
   double read_ms = 0;                          // host, a request before the batcher has it
   double tower_ms = 0;                         // host, right after that, while the request waits for its batch
   double answer_ms = 0;                        // host, an answer

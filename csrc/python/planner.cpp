@@ -24,8 +24,8 @@ rgalign::Outage outage_of(const py::handle& item) {
 py::dict simulate_cell(const Seconds& arrivals, const py::dict& limits, std::int32_t replicas,
                        std::vector<double> curve_tokens, std::vector<double> curve_ms, std::vector<double> jitter,
                        std::vector<std::int64_t> lengths, double read_ms, double tower_ms, double answer_ms,
-                       double deadline_ms, double reserve_ms, bool least_outstanding, const py::list& outages,
-                       std::uint64_t seed) {
+                       double deadline_ms, double reserve_ms, bool least_outstanding, bool draw_lengths,
+                       const py::list& outages, std::uint64_t seed) {
   rgalign::CellSettings settings;
   settings.limits = limits_of(limits);
   settings.replicas = replicas;
@@ -39,6 +39,7 @@ py::dict simulate_cell(const Seconds& arrivals, const py::dict& limits, std::int
   settings.deadline_ms = deadline_ms;
   settings.reserve_ms = reserve_ms;
   settings.routing = least_outstanding ? rgalign::Routing::kLeastOutstanding : rgalign::Routing::kRandom;
+  settings.draw_lengths = draw_lengths;
   for (const py::handle& outage : outages) settings.outages.push_back(outage_of(outage));
   settings.seed = seed;
   std::vector<rgalign::Nanoseconds> times(static_cast<std::size_t>(arrivals.size()));
@@ -66,5 +67,6 @@ void bind_planner(py::module_& module) {
   module.def("simulate_cell", &simulate_cell, py::arg("arrivals").noconvert(), py::kw_only(), py::arg("limits"),
              py::arg("replicas"), py::arg("curve_tokens"), py::arg("curve_ms"), py::arg("jitter"), py::arg("lengths"),
              py::arg("read_ms"), py::arg("tower_ms"), py::arg("answer_ms"), py::arg("deadline_ms"),
-             py::arg("reserve_ms"), py::arg("least_outstanding"), py::arg("outages"), py::arg("seed"));
+             py::arg("reserve_ms"), py::arg("least_outstanding"), py::arg("draw_lengths"), py::arg("outages"),
+             py::arg("seed"));
 }

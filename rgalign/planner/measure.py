@@ -28,7 +28,7 @@ def measure(
     config: RecommenderConfig,
     *,
     repeats: int = 15,
-    requests: int = 300,
+    requests: int = 200,
     machine: str = "",
     progress: Callable[[str], None] = lambda _: None,
 ) -> Curve:
@@ -69,17 +69,18 @@ def measure(
                 one = batch_ms(rows)
                 if repeat:
                     samples[rows].append(one)
+        curve = _curve_of(samples)
+        tokens, ms = zip(*curve, strict=True)
+        draft = Curve(tokens=tokens, ms=ms, lengths=(1,))
+        alone = [draft.ms_of(len(ids)) for ids in asked]
         progress("the host")
-        timings = asyncio.run(_one_by_one(recommender, contexts, requests))
-    curve = _curve_of(samples)
-    tokens, ms = zip(*curve, strict=True)
-    draft = Curve(tokens=tokens, ms=ms, lengths=(1,))
+        timings = asyncio.run(_one_by_one(recommender, contexts, alone, requests))
     jitter = [took / draft.ms_of(count) for each in samples.values() for count, took in each]
-    read_ms, tower_ms, answer_ms = np.median(timings, axis=0).tolist()
+    read_ms, tower_ms, answer_ms, more_ms = np.median(timings, axis=0).tolist()
     return Curve(
         machine=machine,
         tokens=tokens,
-        ms=ms,
+        ms=tuple(each + max(more_ms, 0.0) for each in ms),
         jitter=tuple(round(each, 4) for each in jitter),
         lengths=tuple(len(each) for each in asked),
         longest=prompts.max_tokens - len(prompts.prefix_ids),
@@ -103,20 +104,25 @@ def _curve_of(samples: Mapping[int, Sequence[tuple[int, float]]]) -> list[tuple[
 
 
 async def _one_by_one(
-    recommender: Recommender, contexts: Sequence[Mapping[str, Any]], requests: int
-) -> list[tuple[float, float, float]]:
-    """Each request's milliseconds of the host: until the batcher has it, after that, and after the reasoner.
+    recommender: Recommender, contexts: Sequence[Mapping[str, Any]], alone: Sequence[float], requests: int
+) -> list[tuple[float, float, float, float]]:
+    """Each request's milliseconds: of the host until the batcher has it, after that, and after the reasoner; and what
+    the reasoner took beyond ``alone``.
 
     The first takes in all that is not the reasoner's, hand-overs between threads too; the second is this thread's CPU
-    time that the others leave, for it hides behind the reasoner.
+    time that the others leave, for it hides behind the reasoner. The last is what a batch costs where others run and
+    the caches have gone cold: before each request is a pause, as there is in service.
     """
     parts = []
-    for number in range(WARM_UP + requests):
+    pauses = np.random.default_rng(1).uniform(0, 2e-3 * np.mean(alone), WARM_UP + requests)
+    for number, pause in enumerate(pauses.tolist()):
+        await asyncio.sleep(pause)
         start, cpu_start = time.perf_counter(), time.thread_time()
         answer = await recommender.arecommend(contexts[number % len(contexts)], 3)
         total, cpu = (time.perf_counter() - start) * 1e3, (time.thread_time() - cpu_start) * 1e3
         taken = answer.timings
         if number >= WARM_UP:
             before = max(total - taken.reason_ms - taken.rank_ms, 0.0)
-            parts.append((before, max(cpu - taken.tokenise_ms - taken.rank_ms, 0.0), taken.rank_ms))
+            after = max(cpu - taken.tokenise_ms - taken.rank_ms, 0.0)
+            parts.append((before, after, taken.rank_ms, taken.reason_ms - alone[number % len(alone)]))
     return parts

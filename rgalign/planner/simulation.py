@@ -75,12 +75,14 @@ def simulate(
     replicas: int = 1,
     routing: Routing = "least_outstanding",
     outages: Sequence[Outage] = (),
+    draw_lengths: bool = True,
     seed: int = 0,
 ) -> Simulated:
     """The same arguments give the same result.
 
     Args:
         arrivals: [N] seconds, ascending.
+        draw_lengths: of requests, from the curve's; else request n has the n-th, over again from the first.
 
     Raises:
         DataError: arrivals that are empty, not finite, negative or out of order. ConfigError: an outage of no replica.
@@ -110,6 +112,7 @@ def simulate(
         deadline_ms=config.deadline_ms,
         reserve_ms=config.reserve_ms,
         least_outstanding=routing == "least_outstanding",
+        draw_lengths=draw_lengths,
         outages=[
             (o.replica, o.start, o.start if o.noticed is None else o.noticed, o.end, o.noticed is None) for o in outages
         ],

@@ -91,6 +91,12 @@ def test_the_same_arguments_give_the_same_result_and_another_seed_another() -> N
     assert (first.latency_ms != other.latency_ms).any()
 
 
+def test_request_n_has_the_nth_length_where_none_is_drawn() -> None:
+    curve = Curve(tokens=(100, 400), ms=(10.0, 40.0), lengths=(100, 200, 400))
+    result = simulate(curve, RecommenderConfig(), np.arange(5.0), draw_lengths=False)
+    np.testing.assert_allclose(result.latency_ms, [10.0, 20.0, 40.0, 10.0, 20.0])
+
+
 @pytest.mark.parametrize("times", [[], [1.0, 0.5], [-1.0], [float("nan")], [[0.0]]])
 def test_bad_arrivals_are_refused(times: list[float]) -> None:
     with pytest.raises(DataError, match="simulate arrivals"):
