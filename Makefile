@@ -80,14 +80,12 @@ format: $(READY)
 
 soak: $(READY)
 	$(VENV)/bin/python -m rgalign.bench.index_swaps $(ARGS)
-	RGALIGN_LOOP_KILLS=10 RGALIGN_LOOP_KILLS_OUT=bench/results/loop_kills.json \
-		$(VENV)/bin/python -m pytest -q tests/training/loop/test_kills.py
-	RGALIGN_ENGINE_LENGTHS=full $(VENV)/bin/python -m pytest -q tests/reasoner/engine/test_smollm2_lengths.py
 	$(VENV)/bin/python -m rgalign.bench.batcher overload --seconds 60
 	$(VENV)/bin/python -m rgalign.bench.batcher hung
-	RGALIGN_HTTP_MUTATED=100000 RGALIGN_HTTP_MUTATED_OUT=bench/results/http_mutated.json \
-	RGALIGN_HTTP_SIGTERMS=50 RGALIGN_HTTP_SIGTERMS_OUT=bench/results/http_sigterms.json \
-		$(VENV)/bin/python -m pytest -q tests/service/test_mutated.py tests/service/test_sigterm.py
+	RGALIGN_SOAK=1 $(VENV)/bin/python -m pytest -q tests/bundle/test_damage.py tests/recommender \
+		tests/service/test_curated.py tests/service/test_mutated.py tests/service/test_sigterm.py \
+		tests/reasoner/engine/test_smollm2_lengths.py \
+		tests/training/alignment/test_resume.py tests/training/loop/test_kills.py
 
 # What is measured already, from the same sources, is not measured again. ARGS="scoring" instead of all suites.
 bench: $(READY)

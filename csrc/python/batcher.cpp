@@ -10,6 +10,7 @@
 #include "batcher/answer_queue.h"
 #include "python/arrays.h"
 #include "python/limits.h"
+#include "python/without_gil.h"
 
 namespace {
 
@@ -35,7 +36,7 @@ class PyBatcher {
         batcher_(std::make_unique<rgalign::Batcher>(limits, filling, *answers_)) {}
 
   ~PyBatcher() {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     if (batcher_->forked()) answers_.release();  // its condition variable has waiters that do not exist here
     batcher_.reset();
   }
@@ -55,7 +56,7 @@ class PyBatcher {
     rgalign::Submitted submitted;
     // Giving up the GIL costs more than what is done under the mutex, but waiting for it with the GIL held is worse.
     if (!batcher_->try_submit(request, submitted)) {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       submitted = batcher_->submit(request);
     }
     switch (submitted.status) {
@@ -69,7 +70,7 @@ class PyBatcher {
   }
 
   bool cancel(rgalign::RequestId id) {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     return batcher_->cancel(id);
   }
 
@@ -80,7 +81,7 @@ class PyBatcher {
     std::vector<std::uint64_t> tags;
     bool taken = false;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       taken = batcher_->take(worker, buffers, shape, tags);
     }
     if (!taken) return py::none();
@@ -96,7 +97,7 @@ class PyBatcher {
   std::vector<bool> finish(std::int32_t worker, const Outcomes& outcomes) {
     std::vector<std::uint8_t> won(static_cast<std::size_t>(outcomes.size()));
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       batcher_->finish(worker, reinterpret_cast<const rgalign::Outcome*>(outcomes.data()), won.data());
     }
     return {won.begin(), won.end()};
@@ -107,7 +108,7 @@ class PyBatcher {
     std::vector<rgalign::Answer> answers;
     bool any = false;
     {
-      const py::gil_scoped_release released;
+      const WithoutGil released;
       any = answers_->wait(answers);
     }
     if (!any) return py::none();
@@ -120,7 +121,7 @@ class PyBatcher {
 
   // Returns when the batcher has answered all; the answer thread is told that these were the last.
   void close(double drain_ms) {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     if (batcher_->forked()) return;
     batcher_->close(nanoseconds(drain_ms));
     answers_->close();

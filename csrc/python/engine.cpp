@@ -10,6 +10,7 @@
 #include "engine/model.h"
 #include "engine/session.h"
 #include "python/arrays.h"
+#include "python/without_gil.h"
 
 namespace {
 
@@ -154,7 +155,7 @@ std::unique_ptr<Session> make_session(const Model& model, std::int64_t num_threa
 }
 
 void set_prefix(Session& session, const Ints& token_ids) {
-  const py::gil_scoped_release released;
+  const WithoutGil released;
   session.set_prefix(token_ids.data(), token_ids.size());
 }
 
@@ -174,7 +175,7 @@ Scores forward(Session& session, std::int64_t hidden, const Ints& token_ids, con
                                    last.size(),
                                    last.data(),
                                    out.mutable_data()};
-  const py::gil_scoped_release released;
+  const WithoutGil released;
   session.forward(pack);
   return out;
 }

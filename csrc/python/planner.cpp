@@ -7,6 +7,7 @@
 #include "planner/cell.h"
 #include "python/arrays.h"
 #include "python/limits.h"
+#include "python/without_gil.h"
 
 namespace {
 
@@ -46,7 +47,7 @@ py::dict simulate_cell(const Seconds& arrivals, const py::dict& limits, std::int
   for (std::size_t i = 0; i < times.size(); ++i) times[i] = nanoseconds(arrivals.data()[i] * 1e3);
   rgalign::CellResult result;
   {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     result = rgalign::simulate_cell(settings, times);
   }
   py::dict shown;

@@ -9,6 +9,7 @@
 #include <vector>
 
 #include "python/arrays.h"
+#include "python/without_gil.h"
 #include "scorer/index.h"
 #include "scorer/kernels.h"
 
@@ -22,7 +23,7 @@ using Rescored = py::array_t<std::int64_t, py::array::c_style>;
 std::optional<std::pair<std::int64_t, std::int64_t>> check_index(const Scores& rows) {
   std::optional<rgalign::IndexFault> fault;
   {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     fault = rgalign::ScorerIndex::check(rows.data(), rows.shape(0), rows.shape(1));
   }
   if (!fault) return std::nullopt;
@@ -30,7 +31,7 @@ std::optional<std::pair<std::int64_t, std::int64_t>> check_index(const Scores& r
 }
 
 std::unique_ptr<rgalign::ScorerIndex> make_index(const Scores& rows, bool int8) {
-  const py::gil_scoped_release released;
+  const WithoutGil released;
   return std::make_unique<rgalign::ScorerIndex>(rows.data(), rows.shape(0), rows.shape(1), int8);
 }
 
@@ -103,7 +104,7 @@ py::tuple score(const rgalign::ScorerIndex& index, const Scores& user, const std
 
   std::optional<rgalign::ScoreFault> fault;
   {
-    const py::gil_scoped_release released;
+    const WithoutGil released;
     fault = rgalign::score(index, input, output, options);
   }
   if (fault) return py::make_tuple(name_of(fault->kind), fault->session);

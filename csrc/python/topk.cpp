@@ -5,6 +5,7 @@
 #include <optional>
 
 #include "python/arrays.h"
+#include "python/without_gil.h"
 
 namespace {
 
@@ -28,7 +29,7 @@ py::tuple topk(const Scores& scores, py::ssize_t k, const std::optional<Rows>& c
 
   std::optional<rgalign::TopkFault> fault;
   {
-    py::gil_scoped_release released;
+    const WithoutGil released;
     fault = rgalign::topk(input, output, num_threads);
   }
   if (fault) return py::make_tuple(py::none(), py::none(), name_of(fault->kind), fault->session, fault->column);

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from rgalign.bench.soak import summarise
 from rgalign.bundle import read_bundle
 from rgalign.bundle.manifest import MANIFEST, describe_files, manifest_bytes, sealed
 from rgalign.errors import DataError, ProvenanceError
+from rgalign.recommender import Recommender, RecommenderConfig, load
 
 Damage = Callable[[Path], object]
 Values = dict[str, Any]
+REFUSED: list[str] = []
 
 
 def index_tensors(path: Path) -> str:
@@ -74,12 +77,30 @@ def copy(bundle_dir: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(bundle_dir, tmp_path / "bundle"))
 
 
+@pytest.fixture(scope="module")
+def serving(bundle_dir: Path) -> Iterator[Recommender]:
+    with load(bundle_dir, RecommenderConfig(deadline_ms=30_000.0)) as recommender:
+        yield recommender
+
+
+def require_refused(path: Path, serving: Recommender, message: str | None = None) -> None:
+    """By reading it, and by a recommender that serves and goes on with what it has."""
+    before, expected = serving.health(), serving.recommend({"page": "orders"}).intents
+    for refusing in (read_bundle, serving.swap_bundle):
+        with pytest.raises((DataError, ProvenanceError), match=message):
+            refusing(path)
+    after = serving.health()
+    assert (after.bundle, after.generation, after.ready) == (before.bundle, before.generation, True)
+    assert serving.recommend({"page": "orders"}).intents == expected
+    REFUSED.append(path.name)
+    summarise("bad_bundles", kinds=len(REFUSED), refused=len(REFUSED), changed=0)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("file", FILES)
-def test_a_damaged_file(file: str, way: str, copy: Path) -> None:
+def test_a_damaged_file(file: str, way: str, copy: Path, serving: Recommender) -> None:
     WAYS[way](copy / FILES[file](copy))
-    with pytest.raises((DataError, ProvenanceError)):
-        read_bundle(copy)
+    require_refused(copy, serving)
 
 
 def seal(path: Path, change: Callable[[Values], object] = lambda values: None) -> None:
@@ -198,11 +219,10 @@ SEALED: dict[str, tuple[Damage, str]] = {
 
 
 @pytest.mark.parametrize("kind", SEALED)
-def test_damage_below_the_hashes(kind: str, copy: Path) -> None:
+def test_damage_below_the_hashes(kind: str, copy: Path, serving: Recommender) -> None:
     damage, message = SEALED[kind]
     damage(copy)
-    with pytest.raises((DataError, ProvenanceError), match=message):
-        read_bundle(copy)
+    require_refused(copy, serving, message)
 
 
 def test_sealing_again_is_no_damage(copy: Path, bundle_dir: Path) -> None:

@@ -55,7 +55,7 @@ class FaultyReasoner:
         if fault == "exit":
             raise SystemExit(3)
         if fault == "hang":
-            self.release.wait(20)
+            self.release.wait(120)
         if fault == "slow":
             self.release.wait(self.slow_s)
         latents = self.inner.embed(token_ids, prefix_ids=prefix_ids).numpy()

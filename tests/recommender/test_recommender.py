@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ import pytest
 import torch
 
 from rgalign.batcher import BatcherClosed
+from rgalign.bench.soak import size, summarise
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, DataError
 from rgalign.recommender import Recommendation, Recommender, RecommenderConfig, Timings, load, without_reasoner
@@ -26,7 +26,7 @@ from rgalign.training.index_build import index_of
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import load_ranker
 
-PARTITIONED = int(os.environ.get("RGALIGN_PARTITIONED", "64"))  # make soak: 512
+PARTITIONED, PARTITIONS = size(64, 512), size(3, 50)
 NO_TIME = Timings(0, 0, 0, 0, 0)
 
 
@@ -97,7 +97,7 @@ def test_alone_and_in_any_company_the_same_bits(
     assert [content(each) for each in recommender.recommend_many(contexts)] == alone
 
     async def in_parts() -> None:
-        for _ in range(3):
+        for _ in range(PARTITIONS):
             order = rng.permutation(len(contexts))
             cuts = np.sort(rng.integers(len(contexts), size=len(contexts) // 12))
             for part in np.split(order, cuts):
@@ -107,7 +107,11 @@ def test_alone_and_in_any_company_the_same_bits(
     asyncio.run(in_parts())
     after = recommender.health().queue
     assert after is not None
-    assert after.rows - before.rows > 1.5 * (after.batches - before.batches)  # or nothing was batched
+    rows, batches = after.rows - before.rows, after.batches - before.batches
+    assert rows > 1.5 * batches  # or nothing was batched
+    summarise(
+        "batched_bits", requests=PARTITIONED, partitions=PARTITIONS, rows=rows, batches=batches, equal_bit_for_bit=True
+    )
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,12 @@ import asyncio
 import itertools
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from typing import Any
 
 from rgalign.bench.http_wire import Answer, Wire, get, post
+from rgalign.bench.soak import summarise
 from rgalign.service.errors import ERRORS, ErrorCode
 
 Case = tuple[str, bytes, str]  # name, request, code or "ok"
@@ -216,3 +218,4 @@ def test_every_curated_request_gets_the_answer_it_must(running: Any) -> None:
     log = running.log_text()
     assert CANARY not in log
     assert all(isinstance(json.loads(line), dict) for line in log.splitlines())
+    summarise("http_curated", requests=len(curated), wrong=0, answers=dict(Counter(wanted for _, _, wanted in curated)))

@@ -1,27 +1,24 @@
 """Mutated requests over keep-alive connections: no 500, no leak, and an undisturbed answer now and then meanwhile.
 
 Half of the mutations are of bytes, half know JSON's and HTTP's grammar, so that they get past the parser. 1,000 here;
-`make soak` asks for 100,000 (RGALIGN_HTTP_MUTATED) and keeps the summary (RGALIGN_HTTP_MUTATED_OUT).
+`make soak` asks for 100,000.
 """
 
 from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 import re
 import time
 from collections import Counter
-from pathlib import Path
 from typing import Any
 
 from rgalign.bench.http_wire import Answer, Closed, Wire, get, post
-from rgalign.files import write_json
+from rgalign.bench.soak import size, summarise
 from rgalign.service.errors import ERRORS, ErrorCode
 
-COUNT = int(os.environ.get("RGALIGN_HTTP_MUTATED", "1000"))
-SUMMARY = os.environ.get("RGALIGN_HTTP_MUTATED_OUT")
+COUNT = size(1_000, 100_000)
 CONNECTIONS = 8
 PATIENCE_S = 0.3  # for a request that says it has more bytes than it has; rarely drawn
 CANARY = "CANARY-3f9a"
@@ -206,5 +203,4 @@ def test_mutated_requests_get_an_error_of_ours_or_an_answer(running: Any) -> Non
     assert len(told) >= 10, told
     assert told["not answered"] == 0
     assert told["closed"] + told["waits for more"] < 0.05 * total, told
-    if SUMMARY:
-        write_json(Path(SUMMARY), {"requests": total, "internal_errors": 0, "leaks": 0, "answers": dict(told)})
+    summarise("http_mutated", requests=total, internal_errors=0, leaks=0, answers=dict(told))

@@ -1,29 +1,25 @@
 """SIGTERM at random moments under load: one answer each, exit 0 in time; and what happens when something hangs.
 
-Three moments here; `make soak` asks for fifty (RGALIGN_HTTP_SIGTERMS) and keeps the summary
-(RGALIGN_HTTP_SIGTERMS_OUT).
+Three moments here; `make soak` asks for fifty.
 """
 
 from __future__ import annotations
 
 import asyncio
-import os
 import random
 import signal
 import socket
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rgalign.bench.http_wire import Closed, Cut, Wire, get, post
-from rgalign.files import write_json
+from rgalign.bench.soak import size, summarise
 
-TRIALS = int(os.environ.get("RGALIGN_HTTP_SIGTERMS", "3"))
-SUMMARY = os.environ.get("RGALIGN_HTTP_SIGTERMS_OUT")
+TRIALS = size(3, 50)
 DRAIN_S = 1.0
 EXIT_S = 5.0  # the contract; the server's own bound is drain_s + 2
 CONNECTIONS = 40
@@ -85,8 +81,7 @@ def test_everything_accepted_is_answered_once(serving: Callable[..., Any]) -> No
         assert seconds <= EXIT_S
     assert totals["ok"] > 10 * TRIALS
     assert totals["shutting_down"] > 0  # of those that would have taken three seconds
-    if SUMMARY:
-        write_json(Path(SUMMARY), {"trials": TRIALS, "drain_s": DRAIN_S, "slowest_exit_s": slowest_s, **totals})
+    summarise("http_sigterms", trials=TRIALS, drain_s=DRAIN_S, slowest_exit_s=slowest_s, requests=dict(totals))
 
 
 def test_a_second_signal_ends_it_now(serving: Callable[..., Any]) -> None:

@@ -1,25 +1,24 @@
 """The real model: the float32 engine is the definition at every length, whatever is cached or computed beside it.
 
-A few lengths here, up to 256 tokens; `make soak` asks for 1 to 512 in steps of seven (RGALIGN_ENGINE_LENGTHS=full).
+A few lengths here, up to 256 tokens; `make soak` asks for 1 to 512 in steps of seven.
 """
 
-import os
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from rgalign.bench.soak import WHOLE, summarise
 from rgalign.errors import ModelNotFoundError
 from rgalign.reasoner.engine.build import build_engine
 from rgalign.reasoner.engine.reasoner import load_engine
 from rgalign.reasoner.hf import HFReasoner
 from rgalign.reasoner.pretrained import resolve_model
 
-FULL = os.environ.get("RGALIGN_ENGINE_LENGTHS") == "full"
 PREFIX = 108  # tokens before the slots in the paper's template
-LENGTHS = [*list(range(1, 512 - PREFIX, 7)), 512 - PREFIX] if FULL else [1, 17, 52, 148]  # after them
-ALONE = [*list(range(1, 512, 7)), 512] if FULL else [1, 6]  # of prompts without a prefix
+LENGTHS = [*list(range(1, 512 - PREFIX, 7)), 512 - PREFIX] if WHOLE else [1, 17, 52, 148]  # after them
+ALONE = [*list(range(1, 512, 7)), 512] if WHOLE else [1, 6]  # of prompts without a prefix
 NEAR = 0.99999
 
 
@@ -46,6 +45,8 @@ def test_smollm2_is_the_same_model_at_every_length(tmp_path: Path) -> None:
     uncached[torch.from_numpy(order)] = engine.embed([mixed[row] for row in order])
     assert near(uncached[len(own) :], bare)
     assert torch.equal(uncached[: len(own)], cached)
+    least = torch.nn.functional.cosine_similarity(cached, behind).min().item()
+    summarise("engine_lengths", model="smollm2", prefix=PREFIX, prompts=len(mixed), longest=512, least_cosine=least)
 
 
 def near(found: torch.Tensor, expected: torch.Tensor) -> bool:

@@ -1,11 +1,10 @@
 """A run killed at any step and started again ends with the very weights of an undisturbed one.
 
-RGALIGN_SOAK_KILLS=10 kills at ten random points instead of the few of the suite.
+`make soak` kills at ten random points instead of the few here.
 """
 
 from __future__ import annotations
 
-import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from rgalign.bench.soak import size
 from rgalign.files import sha256_file
 from rgalign.training.alignment.align import align
 from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
@@ -20,7 +20,7 @@ from rgalign.training.alignment.whole_checkpoints import WHOLE, newest_whole, re
 
 Make = Callable[..., AlignmentConfig]
 STEPS = 8
-KILLS = int(os.environ.get("RGALIGN_SOAK_KILLS", "0"))
+KILLS = size(0, 10)
 
 
 def killed_at(step: int) -> Callable[[int], None]:

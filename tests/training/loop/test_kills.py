@@ -1,6 +1,6 @@
 """A loop killed (SIGKILL) at random moments and started again ends with the bytes of an undisturbed one.
 
-One kill here; `make soak` asks for ten (RGALIGN_LOOP_KILLS) and keeps the summary (RGALIGN_LOOP_KILLS_OUT).
+One kill here; `make soak` asks for ten.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 
 import yaml
 
-from rgalign.files import read_json, sha256_file, write_json
+from rgalign.bench.soak import size, summarise
+from rgalign.files import read_json, sha256_file
 from rgalign.training.loop.status import loop_status
 
-KILLS = int(os.environ.get("RGALIGN_LOOP_KILLS", "1"))
-SUMMARY = os.environ.get("RGALIGN_LOOP_KILLS_OUT")
+KILLS = size(1, 10)
 WEIGHTS = ("model/weights.safetensors", "model/model.safetensors")
 POLL_S = 0.01
 
@@ -69,5 +69,4 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     end(begin(loop_values, killed))
     assert weights(killed) == expected
     assert read_json(killed / "evaluate/out/report.json") == read_json(whole / "evaluate/out/report.json")
-    if SUMMARY:
-        write_json(Path(SUMMARY), {"kills": KILLS, "killed_in": killed_in, "weights": len(expected), "equal": True})
+    summarise("loop_kills", kills=KILLS, killed_in=killed_in, weights=len(expected), equal=True)
