@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -85,8 +86,14 @@ def _clock_mhz() -> int | None:
 
 
 def _commit() -> str:
+    """Of the working tree; ``RGALIGN_COMMIT`` says it of a copy without one."""
+
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True, check=False).stdout.strip()
 
+    if given := os.environ.get("RGALIGN_COMMIT"):
+        return given
+    if shutil.which("git") is None:
+        return "none"
     dirty = "+" if git("status", "--porcelain", "--", "rgalign", "training", "kernels", "csrc", "bench/*.py") else ""
     return (git("rev-parse", "--short=12", "HEAD") or "none") + dirty

@@ -1,14 +1,22 @@
-"""Times on a GPU: several calls in turn, between events, and the device's own copy bandwidth."""
+"""Times on a GPU: several calls in turn, between events, the device's own ceilings, and its power and clocks."""
 
 from __future__ import annotations
 
+import json
+import shutil
+import subprocess
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from rgalign.bench.rows import in_turn, spread
+from rgalign.kernels import int8_gemm_plan
+from rgalign.kernels.quantize_rows import FP8
 
+STATE = ("clocks.sm", "clocks.mem", "power.draw", "temperature.gpu")
 SECONDS_EACH = 0.4  # of timed calls, for each variant
 MAX_REPEATS = 200
 
@@ -53,6 +61,64 @@ def _events(call: Callable[[], Any]) -> float:
     end.record()
     end.synchronize()
     return 1000 * float(begin.elapsed_time(end))
+
+
+def matrix_ceilings(device: str, size: int, with_fp8: bool) -> dict[str, float]:
+    """Operations a second of the libraries' own products of random [size, size] matrices, by type."""
+    g = torch.Generator(device).manual_seed(0)
+    a, b = (torch.randn(size, size, device=device, generator=g).to(torch.bfloat16) for _ in range(2))
+    eight = [torch.randint(-127, 128, (size, size), device=device, generator=g, dtype=torch.int8) for _ in range(2)]
+    products: dict[str, Callable[[], Tensor]] = {
+        "bf16": lambda: a @ b.T,
+        "int8": lambda: torch._int_mm(eight[0], eight[1].T),
+    }
+    if with_fp8:
+        codes, ones = [each.to(FP8) for each in (a, b)], torch.ones(size, 1, device=device)
+        products["fp8"] = lambda: torch._scaled_mm(
+            codes[0], codes[1].T, scale_a=ones, scale_b=ones.T, out_dtype=torch.bfloat16, use_fast_accum=True
+        )
+    found = microseconds(products, device)
+    return {name: 2 * size**3 / (times["median"] * 1e-6) for name, times in found.items()}
+
+
+def use_tiles(path: Path | None) -> None:
+    """Reads the tiles of W8A8 products from another file than the committed table; None: from that."""
+    if path is not None:
+        int8_gemm_plan.TABLE = path
+        int8_gemm_plan._table.cache_clear()
+
+
+def has_fp8(device: str) -> bool:
+    """Whether products of e4m3 are in the hardware; a CPU computes them for a dry run."""
+    return device != "cuda" or torch.cuda.get_device_capability() >= (8, 9)
+
+
+def gpu_state() -> dict[str, float | None] | None:
+    """Clocks in MHz, power in W and temperature in °C at this moment; None where they cannot be read."""
+    if not torch.cuda.is_available() or shutil.which("nvidia-smi") is None:
+        return None
+    command = ["nvidia-smi", f"--query-gpu={','.join(STATE)}", "--format=csv,noheader,nounits"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    values = done.stdout.splitlines()[0].split(",") if done.returncode == 0 and done.stdout else []
+    return {name: _number(value) for name, value in zip(STATE, values, strict=False)} or None
+
+
+def _number(text: str) -> float | None:
+    return float(text) if text.strip().replace(".", "", 1).isdigit() else None
+
+
+class Rows:
+    """A file of rows, each written and printed as it comes."""
+
+    def __init__(self, path: Path) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path
+
+    def add(self, found: dict[str, Any], *shown: str) -> None:
+        """Args: shown: keys to print."""
+        with open(self._file, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(found) + "\n")
+        print(found["benchmark"], *(found.get(key) for key in shown), flush=True)
 
 
 def copy_bandwidth(device: str, size: int) -> float:

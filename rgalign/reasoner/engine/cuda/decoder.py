@@ -181,3 +181,10 @@ class Decoder:
         x = normed(residual, delta, layer.post_norm, self.config.eps, self.operand)
         gate_up = multiply(x, layer.gate_up, self.dtype, self.workspace)
         return multiply_add(residual, gated(gate_up, self.operand), layer.down, self.workspace)
+
+
+def rotations(inverse_frequencies: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
+    """[P, head_dim / 2] cosines and sines, float32."""
+    positions = torch.arange(num_positions, device=inverse_frequencies.device, dtype=torch.float32)
+    angles = torch.outer(positions, inverse_frequencies.float())
+    return angles.cos(), angles.sin()

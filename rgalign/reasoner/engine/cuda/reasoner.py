@@ -18,7 +18,7 @@ from torch import Tensor
 from rgalign.errors import ConfigError, DataError
 from rgalign.files import sha256_json
 from rgalign.reasoner.engine.artifact import TENSORS, Manifest, load_state_shift, read_manifest
-from rgalign.reasoner.engine.cuda.decoder import Decoder, Layer
+from rgalign.reasoner.engine.cuda.decoder import Decoder, Layer, rotations
 from rgalign.reasoner.engine.cuda.matrix import CudaDtype, Matrix, matrix_of
 from rgalign.reasoner.engine.cuda.runner import TOKEN_BUCKETS, Floats, Head, Ranked, Runner
 from rgalign.reasoner.engine.reasoner import EnginePooling, checked_tokens
@@ -235,13 +235,6 @@ def load_decoder(
             )
     except (SafetensorError, ValueError) as error:
         raise DataError(where=f"{directory / TENSORS}", required="an engine's tensors", received=str(error)) from error
-
-
-def rotations(inverse_frequencies: Tensor, num_positions: int) -> tuple[Tensor, Tensor]:
-    """[P, head_dim / 2] cosines and sines, float32."""
-    positions = torch.arange(num_positions, device=inverse_frequencies.device, dtype=torch.float32)
-    angles = torch.outer(positions, inverse_frequencies.float())
-    return angles.cos(), angles.sin()
 
 
 def _on(tensor: Tensor | None, device: torch.device) -> Tensor | None:
