@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -27,6 +29,18 @@ from rgalign.reasoner.engine.decoder_config import DecoderConfig
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") != "1", reason="needs TRITON_INTERPRET=1 and no GPU"
+)
+ABSENT = (
+    "pydantic",
+    "yaml",
+    "safetensors",
+    "transformers",
+    "tokenizers",
+    "pyarrow",
+    "polars",
+    "rich",
+    "typer",
+    "scipy",
 )
 CEILINGS = {"copy": 1e9, "bf16": 1e9, "int8": 1e9, "fp8": 1e9}
 
@@ -136,6 +150,14 @@ def test_the_limits_are_the_batcher_s() -> None:
     ours = end_to_end.limits(end_to_end.PLAN)
     names = ("max_rows", "max_tokens", "max_request_tokens", "token_buckets", "max_queue", "queue_limit", "deadline_ms")
     assert BatcherConfig(**{name: ours[name] for name in names}).limits() == ours
+
+
+def test_they_need_torch_triton_and_numpy_only() -> None:
+    """The machine with the GPU has no more; ``_C`` is built there."""
+    names = "check, tune, engine, end_to_end, engine_kernels, scoring, table"
+    script = f"import sys; sys.modules |= dict.fromkeys({ABSENT}); from rgalign.bench.gpu import {names}"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-1000:]
 
 
 def test_tiles(tmp_path: Path, in_interpreter: None, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -21,7 +23,7 @@ from rgalign.kernels.score_reference import Projection, project_score_topk_refer
 from rgalign.reasoner.engine.build import build_engine
 from rgalign.reasoner.engine.cuda.pack import Heads, Parts, Room
 from rgalign.reasoner.engine.cuda.reasoner import CudaReasoner, load_cuda_engine, packs
-from rgalign.reasoner.engine.cuda.runner import Head, bucket_ladder
+from rgalign.reasoner.engine.cuda.runner import Bucket, Head, _in_one, bucket_ladder
 from rgalign.reasoner.engine.reasoner import load_engine
 from rgalign.reasoner.hf import HFReasoner
 
@@ -144,6 +146,57 @@ def test_a_padded_room_gives_the_same_states(load: Callable[..., CudaReasoner]) 
         states = decoder.forward(Parts(*room.parts(torch.from_numpy(buffer).to(DEVICE))))
     assert states.shape == (5, 64)
     torch.testing.assert_close(states[:3].cpu(), expected, atol=1e-4, rtol=0)
+
+
+class Recorded:
+    """In a CUDA graph's place: replaying computes again, from and into the same memory."""
+
+    def __init__(self) -> None:
+        self.replay: Callable[[], None] = lambda: None
+
+
+def test_a_bucket_without_a_gpu(load: Callable[..., CudaReasoner], monkeypatch: pytest.MonkeyPatch) -> None:
+    """All of it but the capture: one buffer in, padding, one buffer of winners out, an earlier pack's rests."""
+    given = {name: getattr(torch, name) for name in ("zeros", "empty_like")}
+    for name, made in given.items():
+        monkeypatch.setattr(torch, name, lambda *sizes, made=made, pin_memory=False, **named: made(*sizes, **named))
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **options: nullcontext())
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda device: SimpleNamespace(wait_stream=id, synchronize=lambda: None))
+    g = torch.Generator().manual_seed(0)
+    projection = Projection(torch.randn(16, 64, generator=g), torch.randn(16, generator=g))
+    head = Head(projection, unit(torch.randn(30, 16, generator=g)), None, 3)
+    reasoner = load("fp32")
+    reasoner.embed([np.array([1])], prefix_ids=PREFIX)
+    decoder, prefix = reasoner.runner.decoder, reasoner.runner.prefix
+    bucket = Bucket(decoder, Room(128, 6, decoder.heads), prefix, head, None)
+    parts = Parts(*bucket.room.parts(bucket._given))
+
+    def compute() -> None:
+        bucket._states.copy_(decoder.forward(parts, prefix))
+        omega, user = bucket._head_inputs(bucket._given)
+        bucket._winners.copy_(_in_one(head.score(bucket._states, user, omega)))
+
+    bucket._graph.replay = compute  # type: ignore[method-assign]
+    for rows in (slice(3, 6), slice(0, 4), slice(1, 2)):
+        own = prompts()[rows]
+        user, omega = torch.randn(len(own), 16, generator=g), torch.rand(len(own), generator=g)
+        found = bucket.run(own, len(PREFIX), user.numpy(), omega.numpy(), True)
+        states = reasoner.embed(own, prefix_ids=PREFIX)
+        torch.testing.assert_close(found.states, states, atol=1e-4, rtol=0)
+        wanted = project_score_topk_reference(user, states, projection, omega, head.vectors, None, 3)
+        assert found.winners is not None
+        assert found.winners.rows.dtype == torch.int64
+        assert found.winners.rows.tolist() == wanted.rows.tolist()
+        for mine, theirs in zip(found.winners[1:], wanted[1:], strict=True):
+            torch.testing.assert_close(mine, theirs, atol=1e-4, rtol=0)
+    assert bucket.run(prompts()[:1], len(PREFIX), None, None, True).winners is None
+    plain = Bucket(decoder, bucket.room, prefix, None, None)
+    assert plain.run(prompts()[:2], len(PREFIX), None, None, False).states.shape == (0, 64)
+    own = Parts(*plain.room.parts(plain._given))
+    torch.testing.assert_close(decoder.forward(own, prefix)[:2], reasoner.embed(prompts()[:2], prefix_ids=PREFIX))
 
 
 def test_parts_of_a_pack() -> None:

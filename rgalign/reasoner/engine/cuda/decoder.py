@@ -92,7 +92,10 @@ class Decoder:
         """int32 values that a forward of as many tokens wants for its split products."""
         if self.operand != torch.int8:
             return 0
-        shapes = [matrix.weight.shape for matrix in vars(self.layers[0]).values() if isinstance(matrix, Matrix)]
+        layer = self.layers[0]
+        only_keys = layer.qkv.part(self.query_columns, len(layer.qkv.weight))  # of the last layer
+        matrices = (layer.qkv, layer.out, layer.gate_up, layer.down, only_keys)
+        shapes = [matrix.weight.shape for matrix in matrices]
         splits = [(tile_on(self.device, tokens, n, k).num_splits, n) for n, k in shapes]
         return max(workspace_size(count, tokens, n) if count > 1 else 0 for count, n in splits)
 

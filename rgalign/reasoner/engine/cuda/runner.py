@@ -101,7 +101,8 @@ class Bucket:
                 forward()
         torch.cuda.current_stream(device).wait_stream(stream)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool):  # type: ignore[arg-type]
+        # thread_local: another reasoner may be serving meanwhile, whose calls are not to end this capture.
+        with torch.cuda.graph(self._graph, pool=pool, capture_error_mode="thread_local"):  # type: ignore[arg-type]
             self._states, self._winners = forward()
         self._host_states, self._host_winners = (
             torch.empty_like(each, device="cpu", pin_memory=True) for each in (self._states, self._winners)
@@ -133,9 +134,10 @@ class Bucket:
         self._given.copy_(self._host, non_blocking=True)
 
     def _head_inputs(self, buffer: Tensor) -> tuple[Tensor, Tensor]:
-        """[S] ω and [S, D] user vectors of a buffer."""
+        """[S] ω and [S, D] user vectors of a buffer; the vectors first, for they are read 16 bytes at a time."""
         numbers, count = buffer[self.room.size :].view(torch.float32), self.room.sequences
-        return numbers[:count], numbers[count:].view(count, -1)
+        dim = 0 if self._head is None else self._head.dim
+        return numbers[count * dim :], numbers[: count * dim].view(count, dim)
 
 
 def _in_one(winners: Winners) -> Tensor:
