@@ -15,8 +15,12 @@ from rgalign.errors import ConfigError
 from rgalign.metrics.significance import Resampling
 from rgalign.reasoner.other_engines import OTHER_DTYPES, installed_engines
 
-Backend = Literal["engine", "vllm", "tensorrt_llm"]
-DTYPES: dict[str, tuple[str, ...]] = {"engine": ("fp32", "int8a12", "int8"), **OTHER_DTYPES}
+Backend = Literal["engine", "cuda", "vllm", "tensorrt_llm"]
+DTYPES: dict[str, tuple[str, ...]] = {
+    "engine": ("fp32", "int8a12", "int8"),
+    "cuda": ("fp32", "bf16", "int8", "fp8"),
+    **OTHER_DTYPES,
+}
 
 
 class Limits(Config):
@@ -111,7 +115,8 @@ class Candidate:
     """One engine to compare.
 
     Args:
-        source: directory of a built engine or of a checkpoint made for this backend; None: made of the model.
+        source: directory of a built engine or of a checkpoint made for this backend; None: made of the model, but an
+            engine for a GPU is always a built one.
     """
 
     backend: Backend

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from rich.progress import Progress
@@ -39,6 +39,9 @@ from rgalign.training.parity.ranking import compared, rank_with, reference_metri
 from rgalign.training.parity.vectors import Prompts, Vectors, closeness, prompts_of, vectors_of
 from rgalign.training.ranker_files import LoadedRanker, load_ranker
 from rgalign.training.sessions import evenly_spaced
+
+if TYPE_CHECKING:
+    from rgalign.reasoner.engine.cuda.matrix import CudaDtype
 
 REFERENCE = "hf"
 REPORT = "parity.json"
@@ -154,8 +157,11 @@ def load_candidate(
 
     Raises:
         ProvenanceError: an engine of another model or type.
+        ConfigError: no engine for a GPU, no GPU, or an engine of a type that it does not compute.
         EngineUnavailableError, EngineError: another engine that is not installed, or did not start.
     """
+    if candidate.backend == "cuda":
+        return _given_engine_on_gpu(candidate, model, embedding)
     if candidate.backend != "engine":
         if candidate.source is not None:
             _require_made_of(candidate.source, model)
@@ -199,6 +205,23 @@ def _given_engine(directory: Path, model: str, dtype: str, embedding: EmbedConfi
         tokenizer=load_tokenizer(model),
         pooling=cast(EnginePooling, embedding.pooling),
         max_batch_tokens=max_batch_tokens,
+    )
+
+
+def _given_engine_on_gpu(candidate: Candidate, model: str, embedding: EmbedConfig) -> Reasoner:
+    from rgalign.reasoner.engine.cuda.reasoner import load_cuda_engine  # wants Triton
+
+    directory = candidate.source
+    if directory is None:
+        raise ConfigError(where="--with cuda", required="=DIRECTORY of a built engine", received="none")
+    required, received = model_fingerprint(model), read_manifest(directory).model
+    if required != received:
+        raise ProvenanceError(where=f"engine {directory}", required=f"model {required}", received=received)
+    return load_cuda_engine(
+        directory,
+        dtype=cast("CudaDtype", candidate.dtype),
+        tokenizer=load_tokenizer(model),
+        pooling=cast(EnginePooling, embedding.pooling),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -113,6 +114,27 @@ def test_limits(limits: Limits, found: dict[str, float], count: int) -> None:
     near = {name: found.get(name, 1.0) for name in ("cosine_mean", "cosine_min", "centred_mean")}
     ranking = {"overlap": found.get("overlap", 1.0), "metrics": {"recall@3": {"change": change}}}
     assert len(breaches(limits, {"closeness": near, "ranking": ranking})) == count
+
+
+def test_an_engine_on_a_gpu(
+    compared: tuple[dict[str, Any], Path], trained: SimpleNamespace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where there is no GPU by its kernels' definitions: the same sums as the CPU engine's, rounded elsewhere."""
+    cuda = pytest.importorskip("rgalign.reasoner.engine.cuda.reasoner", reason="Triton is not installed")
+    config = FAST.model_copy(update={"engines": ("int8",)})
+    built = compared[1] / "engine-int8"
+    if not torch.cuda.is_available():
+        with pytest.raises(ConfigError, match="required a CUDA device"):
+            check(trained, tmp_path, config, extra=[Candidate.parse(f"cuda:int8={built}")])
+        monkeypatch.setattr(cuda, "load_cuda_engine", partial(cuda.load_cuda_engine, device="cpu"))
+    report = check(trained, tmp_path, config, extra=[Candidate.parse(f"cuda:int8={built}")])
+    on_cpu, on_gpu = report["engines"]
+    assert on_gpu["name"] == "cuda-int8-engine-int8"
+    assert on_gpu["provenance"]["device"] == "cuda"
+    assert on_gpu["closeness"]["cosine_mean"] == pytest.approx(on_cpu["closeness"]["cosine_mean"], abs=0.005)
+    assert on_gpu["closeness"]["max_error"] != on_cpu["closeness"]["max_error"]
+    with pytest.raises(ConfigError, match="required =DIRECTORY of a built engine"):
+        check(trained, tmp_path, config, extra=[Candidate.parse("cuda:int8")])
 
 
 def test_an_interrupted_comparison_goes_on(
