@@ -15,6 +15,8 @@ from rgalign.config import Config
 
 # The server says when to come again; a request that was refused so had no effect.
 RETRIED_STATUSES = (429, 503)
+# Of what stands before the service, when the service went away: a proxy's own words, not our JSON.
+RETRIED_OF_PROXIES = (500, 502, 504)
 # It never arrived, or a connection that was kept alive had just been closed. A timeout while waiting is not among them:
 # the time is gone.
 RETRIED_FAILURES = (httpx.ConnectError, httpx.ReadError, httpx.WriteError, httpx.RemoteProtocolError)
@@ -62,7 +64,8 @@ class Retries:
 
 def retriable(failure: httpx.Response | httpx.TransportError) -> bool:
     if isinstance(failure, httpx.Response):
-        return failure.status_code in RETRIED_STATUSES
+        ours = failure.headers.get("content-type", "").startswith("application/json")
+        return failure.status_code in (RETRIED_STATUSES if ours else RETRIED_STATUSES + RETRIED_OF_PROXIES)
     return isinstance(failure, RETRIED_FAILURES)
 
 

@@ -14,7 +14,7 @@ import pytest
 
 from rgalign.service.app import Service, public_app
 from rgalign.service.client import AdminClient, AsyncClient, Client, ServiceError
-from rgalign.service.retries import Retries, RetryPolicy
+from rgalign.service.retries import Retries, RetryPolicy, retriable
 from rgalign.service.settings import ServiceSettings
 
 TOKEN = "a-token-of-the-tests"
@@ -126,7 +126,7 @@ def test_asks_again_where_it_is_safe(answers: list[Any], asked: int) -> None:
         ((504, refusal("deadline_exceeded")), "deadline_exceeded", 1),
         (httpx.ReadTimeout("slow"), "unreachable", 1),
         (httpx.ConnectError("no"), "unreachable", 3),
-        ((502, b"<html>"), "not_understood", 1),
+        ((502, b"<html>"), "not_understood", 3),
         ((200, b'{"intents": []}'), "not_understood", 1),
         ((302, b""), "not_understood", 1),
     ],
@@ -204,3 +204,10 @@ def test_proxies_of_the_environment_are_not_asked(monkeypatch: pytest.MonkeyPatc
     make: Callable[[], Client] = lambda: Client(f"http://{running.host}:{running.port}", retry=QUICK)  # noqa: E731
     with make() as client:
         assert client.ready()
+
+
+def test_what_a_proxy_says_in_its_own_words_is_tried_again() -> None:
+    for status in (500, 502, 503, 504):
+        assert retriable(httpx.Response(status, text="Internal Server Error")), status
+    assert not retriable(httpx.Response(500, json=refusal("internal")))
+    assert not retriable(httpx.Response(404, text="Not Found"))
