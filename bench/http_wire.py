@@ -41,6 +41,11 @@ class Wire:
     async def open(cls, host: str, port: int) -> Self:
         return cls(*await asyncio.open_connection(host, port))
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server has closed it, as it does with one that was idle for long."""
+        return self.reader.at_eof() or self.reader.exception() is not None
+
     async def ask(self, raw: bytes) -> Answer:
         """Raises ``Closed`` where the server ended the connection instead of answering, ``Cut`` where while it did."""
         with contextlib.suppress(ConnectionError):  # it may have answered before it closed

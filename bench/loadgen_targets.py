@@ -87,6 +87,8 @@ class HttpTarget:
         return answer.json()
 
     async def _post(self, context: Context) -> Answer | Reply:
+        while self._idle and self._idle[-1].ended:
+            await self._idle.pop().close()
         try:
             wire = self._idle.pop() if self._idle else await Wire.open(self.host, self.port)
         except OSError:

@@ -78,6 +78,34 @@ def test_a_run_over_http_agrees_with_the_servers_counters(running: Any, tmp_path
     assert (tmp_path / "latency.png").stat().st_size > 5_000
 
 
+def test_a_connection_that_the_server_let_go_is_not_used_again() -> None:
+    answer = b'{"intents": [], "degraded": null, "timings": null}'
+    head = f"HTTP/1.1 200 OK\r\ncontent-length: {len(answer)}\r\n\r\n".encode()
+    opened = 0
+
+    async def one_answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal opened
+        opened += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(head + answer)
+        await writer.drain()
+        await asyncio.sleep(0.05)
+        writer.close()
+
+    async def run() -> list[str]:
+        async with await asyncio.start_server(one_answer, "127.0.0.1", 0) as server:
+            target = HttpTarget("127.0.0.1", server.sockets[0].getsockname()[1], 3, None)
+            outcomes = []
+            for _ in range(3):
+                outcomes.append((await target.ask({})).outcome)
+                await asyncio.sleep(0.3)
+            await target.close()
+        return outcomes
+
+    assert asyncio.run(run()) == ["ok"] * 3
+    assert opened == 3
+
+
 def test_a_server_that_counts_otherwise_is_an_error(running: Any, monkeypatch: Any) -> None:
     async def counted(self: HttpTarget) -> int:
         return 7
