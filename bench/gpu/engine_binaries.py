@@ -4,14 +4,16 @@
 
 At Qwen3-4B's shapes; one JSON line a kernel, as :mod:`rgalign.bench.gpu.compile_only` writes them. The W8A8 product
 has a line for each tile that the committed table or the model may choose. TRITON_INTERPRET must not be set.
+``--write`` commits to what they use (binaries.json beside this file); the suite compares with it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import triton
@@ -22,6 +24,9 @@ from rgalign.kernels.int8_gemm_plan import MAX_SPLIT_COLUMNS, TILES, Tile
 
 HIDDEN, INTERMEDIATE, HEADS, KV_HEADS, HEAD_DIM = 2560, 9728, 32, 8, 128
 QKV = (HEADS + 2 * KV_HEADS) * HEAD_DIM
+COMMITTED = Path(__file__).with_name("binaries.json")
+# Growth that is let pass; another compiler allocates registers otherwise, so another version's are not compared.
+GUARDED = {"registers": 8, "spilled_bytes": 0, "shared_bytes": 0}
 Case = tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]
 
 
@@ -115,16 +120,35 @@ def cases(arch: int) -> Iterator[Case]:
             yield gemm(f"gemm {shape} split", replace(tile, num_splits=2), add=True)
 
 
+def grown(name: str, usage: Mapping[str, int], committed: Mapping[str, Any]) -> list[str]:
+    """What of one binary is more than was committed, a line each."""
+    before = committed["kernels"].get(name)
+    if before is None:
+        return [f"{name}: not in the committed table"]
+    return [
+        f"{name}: {usage[key]} {key}, committed {before[key]}"
+        for key, more in GUARDED.items()
+        if usage[key] > before[key] + more
+    ]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", type=int, nargs="*", default=[80, 90, 100])
     parser.add_argument("--kernel", nargs="*", help="names; default: all")
+    parser.add_argument("--write", action="store_true", help=f"what they use to {COMMITTED.name}")
     arguments = parser.parse_args()
+    used = {}
     for arch in arguments.arch:
         for name, function, types, constants, options in cases(arch):
             if not arguments.kernel or name in arguments.kernel:
                 usage = compiled(function, types, constants, options, arch)
+                used[f"{name}, sm_{arch}"] = {key: usage[key] for key in GUARDED}
                 print(json.dumps({"kernel": name, "arch": arch, **usage, "triton": triton.__version__}), flush=True)
+    if arguments.write:
+        lines = ",\n".join(f"  {json.dumps(name)}: {json.dumps(each)}" for name, each in used.items())
+        written = f'{{"triton": "{triton.__version__}",\n "kernels": {{\n{lines}\n}}}}\n'
+        COMMITTED.write_text(written, encoding="utf-8")
 
 
 if __name__ == "__main__":
