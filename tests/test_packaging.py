@@ -98,8 +98,9 @@ def top_level_imports(path: Path, *, in_functions: bool) -> set[str]:
 
 def test_the_core_imports_at_its_top_only_what_the_core_requires() -> None:
     core = {normalized(requirement) for requirement in PROJECT["dependencies"]}
-    extras = PROJECT["optional-dependencies"]
-    served, on_ray = (core | {normalized(each) for each in extras[name]} for name in ("serve", "ray-serve"))
+    extras = {name: {normalized(each) for each in listed} for name, listed in PROJECT["optional-dependencies"].items()}
+    # Folders that only a command imports, in a function.
+    also = {"service": extras["serve"], "playground": extras["play"]}
     distributions = importlib.metadata.packages_distributions()
     for path in (ROOT / "rgalign").rglob("*.py"):
         folder = path.relative_to(ROOT).parts[1]
@@ -107,8 +108,8 @@ def test_the_core_imports_at_its_top_only_what_the_core_requires() -> None:
             continue
         for name in top_level_imports(path, in_functions=False):
             found = {normalized(distribution) for distribution in distributions.get(name, [name])}
-            allowed = served if folder == "service" else core  # only `rgalign serve` imports it, in a function
-            allowed = served | on_ray if path.name == "ray_serve.py" else allowed
+            allowed = core | also.get(folder, set())
+            allowed |= extras["ray-serve"] if path.name == "ray_serve.py" else set()
             assert found & allowed, f"{path.relative_to(ROOT)} imports {name}"
 
 
