@@ -164,7 +164,7 @@ def test_a_ranker_refuses_latent_queries_of_another_reasoner(finished: Path) -> 
     assert not np.array_equal(old.take(old.rows(dataset, "test")), aligned.take(aligned.rows(dataset, "test")))
     for ranker, own, other in ((stage1, old, aligned), (stage3, aligned, old)):
         assert len(score_split(ranker, dataset, "test", own)) == 40
-        with pytest.raises(ProvenanceError, match="model"):
+        with pytest.raises(ProvenanceError, match="required engine"):
             score_split(ranker, dataset, "test", other)
 
 
