@@ -27,7 +27,7 @@ from rgalign.bench.loadgen_contexts import dataset_contexts, read_contexts, writ
 from rgalign.bench.loadgen_ledger import UNREACHED, WHOLE, Ledger, plain, summary
 from rgalign.bench.loadgen_plots import latency_over_rate
 from rgalign.bench.loadgen_processes import Generators
-from rgalign.bench.loadgen_targets import Ask, Context, HttpTarget, open_loop
+from rgalign.bench.loadgen_targets import Ask, Context, HttpTarget, open_loop, until_whole
 from rgalign.bench.loadgen_targets import library_ask as library_ask
 from rgalign.bench.rows import RESULTS, append, row
 from rgalign.planner.arrivals import Arrivals, dispersion, read_trace
@@ -111,7 +111,7 @@ async def measure_library(
     """A row a rate."""
     rows = []
     for number, rate in enumerate(arguments.rates):
-        await asyncio.gather(*(ask(context) for context in contexts[: arguments.connections]))  # warm
+        await until_whole(ask, contexts)
         times = arrivals.at(rate, arguments.seconds, arguments.seed + number)
         ledger = await open_loop(ask, contexts, list(enumerate(times)))
         rows.append(described(rate, arguments.seconds, times, ledger) | {"generator_verdict": None})

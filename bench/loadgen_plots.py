@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rgalign.bench.loadgen_ledger import STAGES
+from rgalign.bench.loadgen_ledger import STAGES, WHOLE
 
 COLOURS = {
     "late": "#bdbdbd",
@@ -26,17 +26,24 @@ LIMIT, OURS = "#b2182b", "#1b7837"
 
 
 def latency_over_rate(rows: Sequence[Mapping[str, Any]], knee: float | None, path: Path) -> None:
-    """Latency percentiles over offered rate, logarithmic; the knee as a line."""
-    figure = Figure(figsize=(6.4, 4.2))
-    axis = figure.subplots()
+    """Latency percentiles over offered rate, logarithmic; the knee as a line; below, how many answers were whole."""
+    figure = Figure(figsize=(6.4, 5.2))
+    axis, below = figure.subplots(2, sharex=True, height_ratios=(3, 1))
     ordered = sorted(rows, key=lambda each: float(each["rate"]))
     for name in ("p50", "p90", "p99"):
         axis.plot([r["rate"] for r in ordered], [r["latency_ms"][name] for r in ordered], marker="o", label=name)
     if knee is not None:
         axis.axvline(knee, linestyle=":", color="grey", label=f"knee {knee:g}/s")
-    axis.set(yscale="log", xlabel="offered requests a second", ylabel="milliseconds from the scheduled arrival")
+        below.axvline(knee, linestyle=":", color="grey")
+    axis.set(yscale="log", ylabel="ms from the scheduled arrival")
     axis.legend()
-    axis.grid(alpha=0.3)
+    whole = [100 * r["outcomes"].get(WHOLE, 0) / max(1, r["requests"]) for r in ordered]
+    below.plot([r["rate"] for r in ordered], whole, marker="o", color=OURS)
+    below.set(xscale="log", ylim=(0, 105), xlabel="offered requests a second", ylabel="whole answers, %")
+    below.set_xticks(ticks := [r["rate"] for r in ordered], [f"{rate:g}" for rate in ticks])
+    below.minorticks_off()
+    for each in (axis, below):
+        each.grid(alpha=0.3)
     save(figure, path)
 
 

@@ -29,7 +29,7 @@ class Generators:
     """``processes`` of them, warmed up; ``run`` lets them send.
 
     Args:
-        connections: opened and used once by all of them together before the run.
+        connections: opened, and used once, by all of them together before the run.
         arrivals: seconds from the run's beginning.
     """
 

@@ -7,6 +7,7 @@ because the server, or this generator, is late is in it (no coordinated omission
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any
@@ -16,6 +17,8 @@ from rgalign.bench.loadgen_ledger import DEGRADED, LOST, TIMED, WHOLE, Ended, Le
 
 PATIENCE_S = 30.0  # beyond every deadline: who gets no answer by then is lost
 ROUTE = "/v1/recommend"
+HEALTH = "/health/live"
+WARM_S = 10.0
 SERIES = "rgalign_http_requests_total"
 
 Context = Mapping[str, Any]
@@ -87,6 +90,9 @@ class HttpTarget:
         return answer.json()
 
     async def _post(self, context: Context) -> Answer | Reply:
+        return await self._send(post(ROUTE, {"context": context, **self.asked}))
+
+    async def _send(self, request: bytes) -> Answer | Reply:
         while self._idle and self._idle[-1].ended:
             await self._idle.pop().close()
         try:
@@ -94,7 +100,7 @@ class HttpTarget:
         except OSError:
             return Reply("no connection")
         try:
-            answer = await wire.ask(post(ROUTE, {"context": context, **self.asked}))
+            answer = await wire.ask(request)
         except (Closed, Cut):
             return Reply("closed")
         except asyncio.CancelledError:
@@ -107,8 +113,9 @@ class HttpTarget:
         return answer
 
     async def warm(self, contexts: Sequence[Context], count: int) -> None:
-        """Opens ``count`` connections and uses each once."""
-        await asyncio.gather(*(self.ask(contexts[number % len(contexts)]) for number in range(count)))
+        """Opens ``count`` connections, uses each once, for no work of the model's, and waits for a whole answer."""
+        await asyncio.gather(*(self._send(get(HEALTH)) for _ in range(count)))
+        await until_whole(self.ask, contexts)
 
     async def counted(self) -> int | None:
         """Requests of the route that the server says it has answered; None of a target without our metrics."""
@@ -127,6 +134,15 @@ class HttpTarget:
         for wire in self._idle:
             await wire.close()
         self._idle.clear()
+
+
+async def until_whole(ask: Ask, contexts: Sequence[Context], seconds: float = WARM_S) -> None:
+    """One request at a time until an answer is whole (the breaker of an earlier run has closed), or for so long."""
+    ends = time.perf_counter() + seconds
+    for context in itertools.cycle(contexts):
+        if (await ask(context)).outcome == WHOLE or time.perf_counter() > ends:
+            return
+        await asyncio.sleep(0.1)
 
 
 def reply_of(answer: Answer) -> Reply:
