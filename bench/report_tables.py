@@ -144,6 +144,20 @@ def overload(rows: Sequence[Row]) -> Table | None:
     )  # fmt: skip
 
 
+def load(rows: Sequence[Row]) -> Table | None:
+    found = sorted(latest(of(rows, "loadgen")), key=lambda row: (str(row["note"]), float(row["rate"])))
+    return table(
+        ("requests a second", "p50, ms", "p99, ms", "whole answers", "degraded", "refused"),
+        [
+            (number(row["rate"], 2), number(row["latency_ms"]["p50"]), number(row["latency_ms"]["p99"]),
+             f"{row['outcomes'].get('ok', 0) / row['requests']:.0%}",
+             *(str(row["outcomes"].get(outcome, 0)) for outcome in ("degraded", "overloaded")))
+            for row in found
+        ],
+        found,
+    )  # fmt: skip
+
+
 def embedding(rows: Sequence[Row]) -> Table | None:
     return across(latest(of(rows, "embed")), "prompts_per_s", ("model", "dtype", "prompts"), "prompts/s", turned=True)
 
@@ -225,6 +239,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], Table | None]] = {
     "topk": topk,
     "batcher": batcher,
     "overload": overload,
+    "load": load,
     "tokenizer": tokenizer,
     "towers": towers,
     "training": training,
@@ -242,4 +257,5 @@ SUITE_OF = {
 
 
 def none_yet(name: str) -> str:
-    return f"No rows yet: `rgalign bench run {SUITE_OF.get(name, name)}`."
+    command = "python -m rgalign.bench.loadgen" if name == "load" else f"rgalign bench run {SUITE_OF.get(name, name)}"
+    return f"No rows yet: `{command}`."
