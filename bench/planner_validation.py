@@ -2,8 +2,9 @@
 
     python -m rgalign.bench.planner_validation [--bundle DIR] [--contexts FILE] [--plot docs/planner_validation.png]
 
-The curve is measured first, then each load is run for real (an open loop on a Recommender in this process) and
-simulated with the very same arrival times and lengths. Rows go to bench/results/planner.jsonl. Let nothing else run.
+Each load is run for real (an open loop on a Recommender in this process) and simulated with the very same arrival times
+and lengths. The curve is measured in turn with the loads, and a load is simulated with the mean of those before and
+behind it, for a shared machine changes its speed. Rows go to bench/results/planner.jsonl. Let nothing else run.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -53,7 +55,8 @@ def main() -> None:
     bundle = next(iter(bundles([OWN], WORK, bundle=arguments.bundle).values()))
     contexts = read_contexts(arguments.contexts) if arguments.contexts else drawn_contexts(read_bundle(bundle), 500)
     machine = str(hardware()["cpu"])
-    curve = measure(bundle, contexts, config, machine=machine)
+    curves = [curve_now(bundle, contexts, config, machine)]
+    curve = curves[0]
     alone = 1_000 / curve.ms_of(curve.mean_length)
     console.print(
         f"{alone:.1f} rows/s one by one, {curve.rows_per_second:.1f} in full batches; host {curve.host_ms:.1f} ms"
@@ -61,7 +64,10 @@ def main() -> None:
     points = []
     with rgalign.load(bundle, config) as recommender:
         for share in arguments.shares:
-            points.append(validated(recommender, contexts, curve, config, share, arguments.seconds))
+            runs = [real_run(recommender, contexts, share, n, share * curve.rows_per_second, arguments.seconds)
+                    for n in range(RUNS)]  # fmt: skip
+            curves.append(curve_now(bundle, contexts, config, machine))
+            points.append(compared(share, runs, between(*curves[-2:]), config))
             console.print(points[-1], highlight=False)
     kept = all(point["within"] for point in points)
     measured = {"points": points, "kept": kept, "curve": curve.model_dump(mode="json", exclude={"lengths", "jitter"})}
@@ -71,31 +77,45 @@ def main() -> None:
     console.print(f"{'within' if kept else 'BEYOND'} {LIMITS[50]:.0%} on p50 and {LIMITS[99]:.0%} on p99")
 
 
-def validated(
-    recommender: Recommender,
-    contexts: Sequence[Context],
-    curve: Curve,
-    config: RecommenderConfig,
-    share: float,
-    seconds: float,
-) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Run:
+    """Arrivals in seconds, and the percentiles in milliseconds of what they met."""
+
+    times: Sequence[float]
+    percentiles: dict[int, float]
+
+
+def curve_now(bundle: Path, contexts: Sequence[Context], config: RecommenderConfig, machine: str) -> Curve:
+    return measure(bundle, contexts, config, repeats=4, requests=40, machine=machine)
+
+
+def between(before: Curve, after: Curve) -> Curve:
+    """Their mean; jitter drawn from both."""
+    means = {name: (getattr(before, name) + getattr(after, name)) / 2 for name in ("read_ms", "tower_ms", "answer_ms")}
+    ms = tuple((one + other) / 2 for one, other in zip(before.ms, after.ms, strict=True))
+    return before.model_copy(update={**means, "ms": ms, "jitter": before.jitter + after.jitter})
+
+
+def real_run(
+    recommender: Recommender, contexts: Sequence[Context], share: float, number: int, rate: float, seconds: float
+) -> Run:
+    times = poisson(rate, seconds, seed=100 * number + round(100 * share))
+    ledger = asyncio.run(open_loop(library_ask(recommender, 3, None), contexts, list(enumerate(times))))
+    taken = [ended.latency_ms for ended in ledger.ended if ended.outcome == WHOLE]
+    return Run(times, {percent: float(np.percentile(taken, percent)) for percent in LIMITS})
+
+
+def compared(share: float, runs: Sequence[Run], curve: Curve, config: RecommenderConfig) -> dict[str, Any]:
     """One load: medians over the runs, and their relative differences."""
-    rate = share * curve.rows_per_second
-    real: list[dict[int, float]] = []
-    simulated: list[dict[int, float]] = []
-    for run in range(RUNS):
-        times = poisson(rate, seconds, seed=100 * run + round(100 * share))
-        ledger = asyncio.run(open_loop(library_ask(recommender, 3, None), contexts, list(enumerate(times))))
-        taken = [ended.latency_ms for ended in ledger.ended if ended.outcome == WHOLE]
-        real.append({percent: float(np.percentile(taken, percent)) for percent in LIMITS})
-        result = simulate(curve, config, times, seed=run, draw_lengths=False)
-        simulated.append({percent: result.percentile(percent) for percent in LIMITS})
-    point: dict[str, Any] = {"share": share, "rate": round(rate, 2), "within": True}
+    results = [simulate(curve, config, run.times, seed=n, draw_lengths=False) for n, run in enumerate(runs)]
+    rate = len(runs[0].times) / runs[0].times[-1]
+    point: dict[str, Any] = {"share": share, "rate": round(rate, 2), "curve_ms": curve.ms[0], "within": True}
     for percent, limit in LIMITS.items():
-        was, said = (median(each[percent] for each in runs) for runs in (real, simulated))
+        was = median(run.percentiles[percent] for run in runs)
+        said = median(result.percentile(percent) for result in results)
         point[f"p{percent}"] = {
             "real_ms": round(was, 1),
-            "runs_ms": [round(each[percent], 1) for each in real],
+            "runs_ms": [round(run.percentiles[percent], 1) for run in runs],
             "simulated_ms": round(said, 1),
             "difference": round(said / was - 1, 3),
         }
