@@ -14,7 +14,7 @@ import pytest
 from rgalign.bench.loadgen import check_counted, is_limiting, knee, measure_http, measure_library, verdict_on_generator
 from rgalign.bench.loadgen_ledger import Ended, Ledger, Reply, summary
 from rgalign.bench.loadgen_plots import latency_over_rate
-from rgalign.bench.loadgen_targets import HttpTarget, library_ask, open_loop
+from rgalign.bench.loadgen_targets import HttpTarget, library_ask, open_loop, until_whole
 from rgalign.planner.arrivals import Arrivals, poisson
 
 
@@ -76,6 +76,43 @@ def test_a_run_over_http_agrees_with_the_servers_counters(running: Any, tmp_path
     assert [each["rate"] for each in rows] == [20.0, 40.0]
     latency_over_rate(rows, knee(rows), tmp_path / "latency.png")
     assert (tmp_path / "latency.png").stat().st_size > 5_000
+
+
+def test_warming_up_asks_for_one_answer_at_a_time_until_one_is_whole() -> None:
+    """A burst of them would open the breaker of a reasoner that answers few a second."""
+    told = iter(["degraded", "late", "ok"])
+    asked: list[int] = []
+    under_way = 0
+
+    async def ask(context: Mapping[str, Any]) -> Reply:
+        nonlocal under_way
+        under_way += 1
+        assert under_way == 1
+        await asyncio.sleep(0)
+        under_way -= 1
+        asked.append(context["number"])
+        return Reply(next(told, "degraded"))
+
+    contexts = [{"number": 0}, {"number": 1}]
+    asyncio.run(until_whole(ask, contexts))
+    assert asked == [0, 1, 0]
+    asyncio.run(until_whole(ask, contexts, seconds=0.0))  # gives up
+    assert asked == [0, 1, 0, 0]
+
+
+def test_opening_connections_asks_the_model_for_one_answer(running: Any) -> None:
+    target = HttpTarget(running.host, running.port, 3, None)
+
+    async def warmed() -> tuple[int | None, int]:
+        before = await target.counted()
+        await target.warm([{}], 16)
+        after, kept = await target.counted(), len(target._idle)
+        await target.close()
+        assert before is not None
+        assert after is not None
+        return after - before, kept
+
+    assert asyncio.run(warmed()) == (1, 16)
 
 
 def test_a_connection_that_the_server_let_go_is_not_used_again() -> None:
