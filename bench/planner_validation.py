@@ -135,10 +135,10 @@ def draw(points: Sequence[dict[str, Any]], path: Path) -> None:
         )
         for point in points:
             axis.plot([point["rate"]] * RUNS, point[name]["runs_ms"], "_", color=colour, alpha=0.6)
-        low, high = ([p[name]["simulated_ms"] * (1 + sign * LIMITS[percent]) for p in points] for sign in (-1, 1))
+        low, high = ([p[name]["simulated_ms"] / (1 + sign * LIMITS[percent]) for p in points] for sign in (1, -1))
         axis.fill_between(rates, low, high, color=colour, alpha=0.12, linewidth=0)
     axis.set(yscale="log", xlabel="requests a second (Poisson)", ylabel="milliseconds from the arrival")
-    axis.set_title("capacity planner and real runs; bands: 15 % and 25 %", fontsize=10)
+    axis.set_title("capacity planner and real runs; bands: real within 15 % and 25 %", fontsize=10)
     axis.grid(alpha=0.3)
     axis.legend()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -40,7 +40,7 @@ Figures = Callable[[Sequence[Row]], Iterable[Drawn]]
 
 # Title, tables above each other, figures, and the suites that rows come from.
 SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[Figures, ...], str], ...] = (
-    ("Services under load", ("end_to_end",), (latency_throughput,), "end_to_end"),
+    ("Services under load", ("end_to_end", "load"), (latency_throughput,), "end_to_end"),
     ("The reasoner's engine", ("engine", "waterfall"), (waterfalls, engines), "engine"),
     ("Against the machine's limits", (), (rooflines,), "kernels scaling"),
     ("How cost grows", ("exponents",), (growths,), "scaling training data"),
@@ -51,6 +51,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[Figures, ...], str], ...] = (
 )
 TITLES = {
     "end_to_end": "Offered load and latency",
+    "load": "Load on rgalign serve",
     "engine": "Engines beside each other",
     "waterfall": "Technique by technique",
     "exponents": "Fitted exponents: time = c · size^a",

@@ -215,7 +215,16 @@ def other_rows() -> list[dict[str, Any]]:
         )
     )
     rows.append(
-        made("loadgen", target="http", arrivals="poisson", note="", rate=5.0, latency_ms={"p50": 100.0, "p99": 240.0})
+        made(
+            "loadgen",
+            target="http",
+            arrivals="poisson",
+            note="",
+            rate=5.0,
+            latency_ms={"p50": 100.0, "p99": 240.0},
+            requests=100,
+            outcomes={"ok": 90, "degraded": 10},
+        )
     )
     return rows
 
