@@ -77,13 +77,13 @@ SUITES: Mapping[str, Suite] = {
         (
             Step(
                 "grid", "scoring", "scoring.jsonl",
-                words("--sizes 1000 5000 100000 --batches 1 32 --dims 128 --seconds 4"),
+                words("--sizes 1000 5000 100000 --batches 1 32 --dims 128 --seconds 3"),
                 words("--sizes 2000 --batches 1 --dims 64 --seconds 0.2 --skip torch.compile"),
                 (),
             ),
             Step(
                 "from latents", "scoring", "scoring.jsonl",
-                words("--projection 576 --sizes 5000 --batches 1 32 --dims 128 --seconds 4"),
+                words("--projection 576 --sizes 5000 --batches 1 32 --dims 128 --seconds 3"),
                 words("--projection 64 --sizes 2000 --batches 1 --dims 64 --seconds 0.2 --skip torch.compile"),
                 words("--projection 576 --sizes 5000 100000 --batches 1 32 --dims 128 --seconds 10"),
             ),
@@ -122,7 +122,7 @@ SUITES: Mapping[str, Suite] = {
         (
             Step(
                 "services", "end_to_end", "end_to_end.jsonl",
-                (*words("--templates paper --shares 0.5 0.8 1.0 --seconds 15 --requests 40 --capacity-seconds 16"),
+                (*words("--templates paper --shares 0.5 0.8 1.0 --seconds 12 --requests 40 --capacity-seconds 12"),
                  "--checked", "8", "--plot", str(WORK / "end_to_end.png")),
                 ("--quick",),
                 (),
@@ -131,7 +131,7 @@ SUITES: Mapping[str, Suite] = {
     ),
     "capacity": Suite(
         "the capacity planner's p50 and p99 beside real runs with the same arrivals",
-        (Step("validation", "planner_validation", "planner.jsonl", words("--seconds 30"),
+        (Step("validation", "planner_validation", "planner.jsonl", words("--seconds 20 --shares 0.5"),
               words("--seconds 2 --shares 0.3"), words("--seconds 60")),),
     ),
     "training": Suite(
@@ -143,20 +143,22 @@ SUITES: Mapping[str, Suite] = {
         (
             Step("sessions", "data_work", "data.jsonl", words("--sessions 10000 100000 300000"),
                  words("--sessions 500 --repeats 1"), words("--sessions 10000 100000 1000000")),
-            Step("embed", "throughput", "throughput.jsonl", words("--only simulate embed"),
+            Step("embed", "throughput", "throughput.jsonl", words("--only simulate embed --repeats 3"),
                  words("--only simulate --sessions 500 --repeats 1"), words("--sessions 400000")),
         ),
     ),
     "scaling": Suite(
         "cost over prompt length, batch, catalogue and cores, for fitted exponents and the roofline",
         (
-            Step("length", "scaling_work", "scaling.jsonl", ("length",), words("length --values 8 16 --seconds 0.2"),
+            Step("length", "scaling_work", "scaling.jsonl", words("length --seconds 2"),
+                 words("length --values 8 16 --seconds 0.2"),
                  words("length --seconds 20")),
-            Step("batch", "scaling_work", "scaling.jsonl", ("batch",), words("batch --values 1 2 --seconds 0.2"),
+            Step("batch", "scaling_work", "scaling.jsonl", words("batch --values 1 2 4 8 --seconds 2"),
+                 words("batch --values 1 2 --seconds 0.2"),
                  words("batch --seconds 20")),
-            Step("catalogue", "scaling_work", "scaling.jsonl", ("catalogue",),
+            Step("catalogue", "scaling_work", "scaling.jsonl", words("catalogue --seconds 2"),
                  words("catalogue --values 1000 2000 --seconds 0.2"), words("catalogue --seconds 10")),
-            Step("cores", "scaling_work", "scaling.jsonl", ("cores",), words("cores --seconds 0.2"),
+            Step("cores", "scaling_work", "scaling.jsonl", words("cores --seconds 2"), words("cores --seconds 0.2"),
                  words("cores --seconds 20")),
         ),
     ),
