@@ -1,4 +1,4 @@
-"""What both trainers share: checkpoints that are marked once whole."""
+"""What both trainers share: checkpoints that are marked once whole, and the order of the rows."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from rgalign.training.alignment.sorted_steps import SortedSteps, row_length
 from rgalign.training.alignment.whole_checkpoints import mark_whole
 
 
@@ -16,6 +17,13 @@ class MarkedCheckpoints:
     args: Any
     state: Any
     accelerator: Any
+    train_dataset: Any
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> SortedSteps:
+        rows = self.train_dataset if train_dataset is None else train_dataset
+        micro_batches = self.args.gradient_accumulation_steps * self.accelerator.num_processes
+        rows_per_step = self.args.per_device_train_batch_size * micro_batches
+        return SortedSteps([row_length(row) for row in rows], rows_per_step, self.args.seed)
 
     def evaluate(self, *args: Any, **arguments: Any) -> Any:
         """Leaves the random state as it was: a resumed run does not repeat measurements before its checkpoint."""
