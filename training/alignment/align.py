@@ -31,6 +31,7 @@ from rgalign.training.alignment.batches import (
     softmax_rows,
 )
 from rgalign.training.alignment.curves_page import NAMES, curves_page
+from rgalign.training.alignment.held_out_rewards import HeldOutRewards
 from rgalign.training.alignment.policy import MODEL, Policy, finished_model, load_policy, lora, save_model
 from rgalign.training.alignment.tokenised import TokenisedSession
 from rgalign.training.alignment.trainer_arguments import trainer_arguments
@@ -215,7 +216,11 @@ def build_trainer(
     if objective == "dpo":
         return (PreferenceTrainer if config.dpo.loss == "pair" else SoftmaxPreferenceTrainer)(**shared)
     weights = (config.contrast.weight, config.contrast.causal_weight) if objective == "contrast" else (0.0, 1.0)
-    return LatentTrainer(**shared, contrast_weight=weights[0], causal_weight=weights[1])
+    rewards = None
+    if config.rewards is not None and targets is not None and held_out:
+        measured = [session.row for session in held_out]
+        rewards = HeldOutRewards(config.rewards, inputs.dataset, inputs.preferences, measured, targets)
+    return LatentTrainer(**shared, rewards=rewards, contrast_weight=weights[0], causal_weight=weights[1])
 
 
 def _fill_states(inputs: AlignmentInputs, policy: Policy, sessions: list[TokenisedSession]) -> None:

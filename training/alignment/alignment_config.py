@@ -89,6 +89,8 @@ class AlignmentConfig(Config):
         latents: latent queries whose embed.yaml says which reasoner, template and chat format the prompts have.
         init: an earlier alignment run (or a model directory) to start from; None is the reasoner of ``latents``.
         targets: [rows of the selection, D] .npy of frozen chosen-query embeddings; None is the selection's own.
+        rewards: the run of ``rgalign train reward`` behind the selection; its rankers then judge the held-out sessions'
+            latent queries (held_out_rewards.py). It changes no weight.
         held_out: share of the sessions that are only measured, at most ``max_held_out``; 0 is none.
         effective_batch: sessions (pairs for DPO) of one optimiser step over all processes.
         micro_batch: of one process at once; None is the largest divisor up to 8.
@@ -106,6 +108,7 @@ class AlignmentConfig(Config):
     latents: Path
     init: Path | None = None
     targets: Path | None = None
+    rewards: Path | None = None
     held_out: float = Field(0.05, ge=0, lt=1)
     max_held_out: Count = 256
 
@@ -165,7 +168,7 @@ class AlignmentConfig(Config):
 
     def identity(self) -> dict[str, Any]:
         """What decides the outcome: not where files lie, nor how often they are written."""
-        paths = {"selection", "dataset", "latents", "init", "targets", "state_cache", "checkpoint_steps"}
+        paths = {"selection", "dataset", "latents", "init", "targets", "rewards", "state_cache", "checkpoint_steps"}
         identity: dict[str, Any] = self.model_dump(mode="json", exclude=paths)
         return identity
 

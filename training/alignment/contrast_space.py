@@ -36,3 +36,7 @@ class Space:
 
     def __call__(self, vectors: Tensor) -> Tensor:
         return (vectors - self.mean.to(vectors)) / self.scale.to(vectors)
+
+    def back(self, vectors: Tensor) -> Tensor:
+        """The inverse."""
+        return vectors * self.scale.to(vectors) + self.mean.to(vectors)

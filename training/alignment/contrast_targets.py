@@ -46,8 +46,10 @@ class ContrastTargets:
         self.config = config
         given = torch.from_numpy(np.array(targets, np.float32))
         standardized = config.space == "standardized"
-        self.space = Space.of(torch.from_numpy(latents)) if standardized else Space.raw(given.shape[1])
-        self.targets = Space.of(given[list(trained)])(given) if standardized else given
+        raw = Space.raw(given.shape[1])
+        self.space = Space.of(torch.from_numpy(latents)) if standardized else raw
+        self.target_space = Space.of(given[list(trained)]) if standardized else raw
+        self.targets = self.target_space(given)
         texts = {text: number for number, text in enumerate(dict.fromkeys(item.chosen for item in items))}
         self.text = torch.tensor([texts[item.chosen] for item in items])
         self.clicked = _table([item.clicked for item in items])

@@ -8,7 +8,7 @@ One forward pass over [prompt; chosen query] gives both: attention is causal, so
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -22,7 +22,11 @@ from rgalign.training.alignment.marked_trainer import MarkedCheckpoints
 
 
 class LatentTrainer(MarkedCheckpoints, SFTTrainer):
-    """Args: targets: None only measures the causal term; contrast_weight, causal_weight: of the two terms."""
+    """Args:
+    targets: None only measures the causal term.
+    rewards: judges latent queries where they are measured and not trained.
+    contrast_weight, causal_weight: of the two terms.
+    """
 
     model: Any
 
@@ -30,13 +34,14 @@ class LatentTrainer(MarkedCheckpoints, SFTTrainer):
         self,
         *args: Any,
         targets: ContrastTargets | None,
+        rewards: Callable[[Tensor, Tensor], Tensor] | None,
         contrast_weight: float,
         causal_weight: float,
         **arguments: Any,
     ) -> None:
         super().__init__(*args, **arguments)
         assert targets is not None or contrast_weight == 0
-        self.targets = targets
+        self.targets, self.rewards = targets, rewards
         self.contrast_weight, self.causal_weight = contrast_weight, causal_weight
         self._step_rows = torch.empty(0, dtype=torch.long)  # of the optimiser step, over all processes
 
@@ -57,6 +62,8 @@ class LatentTrainer(MarkedCheckpoints, SFTTrainer):
             return self.causal_weight * causal
         latents = seen[0][torch.arange(len(ends), device=ends.device), ends]
         self._record("cos", self.targets.cosine(latents, rows))
+        if self.rewards is not None and not self.model.training:
+            self._record("reward", self.rewards(latents, rows))
         if not self.contrast_weight:
             return self.causal_weight * causal
         training = self.model.training

@@ -71,21 +71,31 @@ class LowerStates:
         model: the whole model; its lower layers must not change as long as this lives.
         cache: directory of stores; None is the user's cache.
         dtype: of the file; float16 halves it and rounds states by up to 1e-3 of their size.
+        autocast: products in bfloat16, as training with ``precision: bf16`` has them.
     """
 
     def __init__(
-        self, model: Any, num_layers: int, *, cache: Path | None = None, dtype: str = "float32", max_tokens: int = 256
+        self,
+        model: Any,
+        num_layers: int,
+        *,
+        cache: Path | None = None,
+        dtype: str = "float32",
+        autocast: bool = False,
+        max_tokens: int = 256,
     ) -> None:
         self.num_layers = num_layers
         self.dtype = model.dtype
         self.device = model.device
-        self._max_tokens = max_tokens
+        # Autocast converts the weights for each pack anew: larger packs pay for it less often.
+        self._max_tokens = 4 * max_tokens if autocast else max_tokens
+        self._autocast = autocast
         self._file_dtype = dtype
         self._lower = _EveryState(lower_part(model, num_layers), None)
         provenance = {
             "lower_layers": _fingerprint(model, num_layers),
             "num_layers": num_layers,
-            "compute_dtype": str(model.dtype).removeprefix("torch."),
+            "compute_dtype": str(model.dtype).removeprefix("torch.") + (" autocast bfloat16" if autocast else ""),
             "store_dtype": dtype,
             "dim": model.config.hidden_size,
         }
@@ -128,11 +138,12 @@ class LowerStates:
     def _compute(self, rows: list[TokenIds], prefix_ids: tuple[int, ...], root: bytes) -> None:
         fresh: dict[bytes, Tensor] = {}
         previous: list[bytes] = []
-        for tree, states in self._lower.states(rows, prefix_ids, self._max_tokens):
-            previous = tree_addresses(tree, root, previous)
-            for address, state in zip(previous[len(tree.given) :], states, strict=True):
-                if address not in self.store.known:
-                    fresh[address] = state
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self._autocast):
+            for tree, states in self._lower.states(rows, prefix_ids, self._max_tokens):
+                previous = tree_addresses(tree, root, previous)
+                for address, state in zip(previous[len(tree.given) :], states, strict=True):
+                    if address not in self.store.known:
+                        fresh[address] = state
         with room_on_disk(self.store.path):
             stacked = torch.stack(list(fresh.values())).float().cpu().numpy()
             self.store.append(list(fresh), stacked.astype(self._file_dtype))

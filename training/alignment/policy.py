@@ -80,7 +80,8 @@ def load_policy(config: AlignmentConfig, reference: str) -> Policy:
     policy = Policy(model, model, tokenizer, config.tuning)
     if config.tuning == "upper":
         num_lower = len(model.get_decoder().layers) - config.upper_layers
-        states = LowerStates(model, num_lower, cache=config.state_cache, dtype=config.state_dtype)
+        autocast = config.precision == "bf16"
+        states = LowerStates(model, num_lower, cache=config.state_cache, dtype=config.state_dtype, autocast=autocast)
         policy.trained = upper_part(model, num_lower, StoredStates(states, policy.pad_token_id))
         policy.states = states
     elif config.tuning == "full":

@@ -52,7 +52,8 @@ def reembed(
     given = load_config(EmbedConfig, config.latents / EMBED_CONFIG)
     embedding = given.model_copy(update={"model": str(run_dir / MODEL)})
     opened = Dataset.open(dataset or config.dataset)
-    rounded = config.state_dtype != "float32"  # such vectors would not be those of the model alone
+    # Vectors from rounded states would not be those of the model alone.
+    rounded = config.state_dtype != "float32" or config.precision != "float32"
     plain = embedding.pooling != "external" and embedding.dtype == "float32" and embedding.backend == "hf"
     if config.tuning != "upper" or rounded or not plain:
         return embed_dataset(opened, out, embedding, splits=splits, progress=progress)

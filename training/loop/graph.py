@@ -99,8 +99,8 @@ def _round(
     judging = loop.reward_config(out(generate), seed_run(out(judge), first))
     yield reward_step(reward, loop, judging, (generate, judge, given.latents), progress=progress)
     yield select_step(select, loop.select_config(out(reward)), (reward,))
-    yield align_step(sft, "sft", loop.sft_config(out(select), old), (select, given.latents))
-    aligning = loop.align_config(out(select), old, out(sft))
+    yield align_step(sft, "sft", loop.sft_config(out(select), out(reward), old), (select, given.latents))
+    aligning = loop.align_config(out(select), out(reward), old, out(sft))
     yield align_step(align, loop.objective, aligning, (select, sft, given.latents))
     yield reembed_step(reached.latents, loop, align, out(align), progress=progress)
     for step, before, store in ((reached.ranker, given.ranker, latents), (reached.control, given.control, out(EMBED))):

@@ -77,8 +77,8 @@ class LoopConfig(Config):
         self.generate_config(NOWHERE)
         self.reward_config(NOWHERE, NOWHERE)
         self.select_config(NOWHERE)
-        self.sft_config(NOWHERE, NOWHERE)
-        self.align_config(NOWHERE, NOWHERE, NOWHERE)
+        self.sft_config(NOWHERE, NOWHERE, NOWHERE)
+        self.align_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE)
         return self
 
     def baseline_config(self, *, seed: int) -> Stage1Config:
@@ -126,15 +126,19 @@ class LoopConfig(Config):
     def select_config(self, rewards: Path) -> SelectConfig:
         return _filled(SelectConfig, "select", self.select, {"rewards": rewards})
 
-    def sft_config(self, selection: Path, latents: Path) -> AlignmentConfig:
+    def sft_config(self, selection: Path, rewards: Path, latents: Path) -> AlignmentConfig:
         """RG-SFT, from the reasoner of ``latents``."""
-        paths = {"selection": selection, "dataset": self.dataset, "latents": latents, "init": None}
-        return _filled(AlignmentConfig, "sft", {**self.alignment, **self.sft}, paths)
+        return self._alignment("sft", self.sft, selection, rewards, latents, None)
 
-    def align_config(self, selection: Path, latents: Path, init: Path) -> AlignmentConfig:
+    def align_config(self, selection: Path, rewards: Path, latents: Path, init: Path) -> AlignmentConfig:
         """RG-CL or RG-DPO, from the SFT run ``init``."""
-        paths = {"selection": selection, "dataset": self.dataset, "latents": latents, "init": init}
-        return _filled(AlignmentConfig, "align", {**self.alignment, **self.align}, paths)
+        return self._alignment("align", self.align, selection, rewards, latents, init)
+
+    def _alignment(
+        self, section: str, keys: Section, selection: Path, rewards: Path, latents: Path, init: Path | None
+    ) -> AlignmentConfig:
+        paths = {"selection": selection, "rewards": rewards, "latents": latents, "init": init}
+        return _filled(AlignmentConfig, section, {**self.alignment, **keys}, {"dataset": self.dataset, **paths})
 
 
 def _filled(cls: type[SectionT], section: str, keys: Section, filled: Mapping[str, Any]) -> SectionT:

@@ -101,17 +101,17 @@ def _or_empty(chosen: Step) -> Step:
 
 def aligned(shop: Workshop, strategy: Strategy, seed: int, stage2: Stage2) -> Iterator[Step]:
     """SFT, the alignment after it, and the aligned reasoner's latent queries."""
-    config, latents = shop.config, shop.out(EMBED)
+    config, latents, rewards = shop.config, shop.out(EMBED), shop.out(REWARD)
     select_ = select_name(strategy)
     chosen = shop.out(select_)
     sft = alignment_name(strategy, seed, "sft")
-    yield align_step(sft, "sft", _seeded(config.sft_config(chosen, latents), seed), (select_, EMBED))
+    yield align_step(sft, "sft", _seeded(config.sft_config(chosen, rewards, latents), seed), (select_, EMBED))
     last = sft
     if stage2 != "sft":
         last = alignment_name(strategy, seed, stage2)
         make = config.align_config if stage2 == "cl" else config.dpo_config
         objective: Literal["contrast", "dpo"] = "contrast" if stage2 == "cl" else "dpo"
-        aligning = _seeded(make(chosen, latents, shop.out(sft)), seed)
+        aligning = _seeded(make(chosen, rewards, latents, shop.out(sft)), seed)
         yield align_step(last, objective, aligning, (select_, sft, EMBED))
     yield reembed_step(latents_name(strategy, seed, stage2), config, last, shop.out(last), progress=shop.progress)
 

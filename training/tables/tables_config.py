@@ -10,7 +10,6 @@ from pydantic import Field, model_validator
 from rgalign.errors import ConfigError
 from rgalign.training.alignment.alignment_config import AlignmentConfig
 from rgalign.training.loop.loop_config import NOWHERE, LoopConfig, Section
-from rgalign.training.loop.loop_config import _filled as filled
 from rgalign.training.selection.strategies import Strategy
 
 ALIGNMENT_SECTIONS = ("alignment", "sft", "align", "dpo")
@@ -53,10 +52,9 @@ class TablesConfig(LoopConfig):
         if not set(self.recalibrated) <= set(self.strategies):
             required = f"of the strategies {', '.join(self.strategies)}"
             raise ConfigError(where="recalibrated", required=required, received=repr(self.recalibrated))
-        self.dpo_config(NOWHERE, NOWHERE, NOWHERE)
+        self.dpo_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE)
         return self
 
-    def dpo_config(self, selection: Path, latents: Path, init: Path) -> AlignmentConfig:
+    def dpo_config(self, selection: Path, rewards: Path, latents: Path, init: Path) -> AlignmentConfig:
         """RG-DPO, from the SFT run ``init``."""
-        paths = {"selection": selection, "dataset": self.dataset, "latents": latents, "init": init}
-        return filled(AlignmentConfig, "dpo", {**self.alignment, **self.dpo}, paths)
+        return self._alignment("dpo", self.dpo, selection, rewards, latents, init)

@@ -112,6 +112,18 @@ def test_states_are_kept_shared_and_resumed(tiny_model: Build, tmp_path: Path, m
     assert again.fill(whole) == 0
 
 
+def test_states_under_autocast_are_near_and_in_a_store_of_their_own(tiny_model: Build, tmp_path: Path) -> None:
+    model, made = tiny_model(), rows()
+    exact, autocast = (LowerStates(model, 2, cache=tmp_path, autocast=each) for each in (False, True))
+    assert exact.store.path != autocast.store.path
+    for states in (exact, autocast):
+        states.fill(made, prefix_ids=PREFIX)
+    wanted = list(exact.store.known)
+    left, right = exact.take(wanted), autocast.take(wanted)
+    error = (left - right).norm() / left.norm()
+    assert 1e-4 < error < 2e-2  # bfloat16 has 8 bits: 4e-3 a product
+
+
 def test_another_model_has_another_store(tiny_model: Build, tmp_path: Path) -> None:
     first = LowerStates(tiny_model(seed=0), 2, cache=tmp_path)
     other = LowerStates(tiny_model(seed=1), 2, cache=tmp_path)

@@ -42,8 +42,8 @@ def test_sections_lie_over_each_other(loop_values: Values) -> None:
     assert (stage3.latents, stage3.warm_start, stage3.without) == (Path("new"), Path("old"), None)
     unaligned = config.model_copy(update={"recalibrate_on": "unaligned"})
     assert unaligned.recalibration_config(Path("new"), Path("old"), Path("chosen"), seed=3).without == Path("chosen")
-    assert config.sft_config(NOWHERE, NOWHERE).epochs == 2
-    assert config.align_config(NOWHERE, NOWHERE, NOWHERE).epochs == 1
+    assert config.sft_config(NOWHERE, NOWHERE, NOWHERE).epochs == 2
+    assert config.align_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE).epochs == 1
 
 
 def test_recalibration_trains_the_query_tower_unless_told_otherwise(loop_values: Values) -> None:
@@ -61,4 +61,4 @@ def test_a_null_over_a_preset_survives_the_file(loop_values: Values, tmp_path: P
     dump_config(config, tmp_path / "config.yaml")
     read = load_config(LoopConfig, tmp_path / "config.yaml")
     assert read == config
-    assert read.sft_config(NOWHERE, NOWHERE).neftune_alpha is None
+    assert read.sft_config(NOWHERE, NOWHERE, NOWHERE).neftune_alpha is None
