@@ -3,8 +3,8 @@
     reward(h) = NDCG@K of the clicked intents when h, moved to where the chosen queries lie, takes the session's place
 
 under the ranker of the session's fold (``rgalign.training.reward``), which has not seen its click: judge and cut-off
-are those of the selection. Moved: standardised as the loss reads latent queries, then given the chosen queries' mean and
-deviation, for RG-CL takes h to their direction and not to their place.
+are those of the selection. Moved: standardised as the loss reads latent queries, then given the chosen queries' mean
+and deviation, for RG-CL takes h to their direction and not to their place.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class HeldOutRewards:
             own = [rows[number] for number in here.tolist()]
             folds.require_unseen(each, [preferences.items[row].session_id for row in own])
             self._place |= {row: (len(self._models), place) for place, row in enumerate(own)}
-            self._models.append(RewardModel(folds.ranker(each), dataset, split, split_rows[here], config.k))
+            self._models.append(RewardModel(folds.trained(each), dataset, split, split_rows[here], config.k))
 
     def __call__(self, latents: Tensor, rows: Tensor) -> Tensor:
         """[B] float32 rewards of latent queries [B, D] of the selection's rows [B]; NaN without a click to rank."""

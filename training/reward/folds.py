@@ -85,10 +85,16 @@ class RewardFolds:
 
     def ranker(self, fold: int) -> LoadedRanker:
         """The fold's ranker, trained if it is not there yet (an interrupted training goes on)."""
-        data = self.data(fold)
-        run = data.path.with_name("run")
-        train_stage1(self.config.model_copy(update={"dataset": data.path}), run)
-        return load_ranker(run)
+        config = self.config.model_copy(update={"dataset": self.data(fold).path})
+        train_stage1(config, self._run(fold))
+        return self.trained(fold)
+
+    def trained(self, fold: int) -> LoadedRanker:
+        """The fold's ranker, which is there. Trains nothing, so another trainer's process state stays as it is."""
+        return load_ranker(self._run(fold))
+
+    def _run(self, fold: int) -> Path:
+        return self.data(fold).path.with_name("run")
 
     def require_unseen(self, fold: int, session_ids: Sequence[str]) -> None:
         """Refuses to let the fold's ranker judge a session that it was trained on.

@@ -31,7 +31,8 @@ K = 5
 @pytest.fixture(scope="module")
 def finished(loop_values: Values, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("rewards") / "run"
-    values = loop_values(alignment={"held_out": 0.5})  # enough that the ranker is wrong about some
+    # So many sessions that the ranker is wrong about some; bf16, beside the rankers' float32 in one process.
+    values = loop_values(alignment={"held_out": 0.5, "precision": "bf16"})
     run_loop(parse_config(LoopConfig, values, where="test"), run, progress=False)
     return run
 
