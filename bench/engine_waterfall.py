@@ -33,8 +33,8 @@ class Steps:
         self._hidden = manifest.config.hidden
         self._workload = workload
         model = load_model(directory, manifest)
-        self._whole = _C.EngineSession(model, threads, "auto")
-        self._behind_prefix = _C.EngineSession(model, threads, "auto")
+        self._whole = _C.EngineSession(model, threads)
+        self._behind_prefix = _C.EngineSession(model, threads)
         self._behind_prefix.set_prefix(np.array(workload.prefix_ids, np.int32))
 
     def whole(self, prompts: Sequence[TokenIds]) -> Matrix:

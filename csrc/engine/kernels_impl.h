@@ -10,12 +10,13 @@ namespace {
 constexpr std::int64_t kBlock = 288;     // of the inner dimension: a float32 panel that stays in a first-level cache
 constexpr std::int64_t kBlockRows = 96;  // whose sums wait for the next block
 
-// What the next panel's tiles will read, a part of it beside each of this panel's tiles.
+// What the next panel's tiles will read, a part of it beside each of this panel's tiles of kRows.
+template <int kRows = kTileRows>
 inline void fetch(const void* next, std::int64_t bytes, std::int64_t row, std::int64_t num_rows) {
   constexpr std::int64_t kLine = 64;
   const std::int64_t lines = bytes / kLine;
   const char* from = static_cast<const char*>(next);
-  const std::int64_t end = row + kTileRows < num_rows ? lines * (row + kTileRows) / num_rows : lines;
+  const std::int64_t end = row + kRows < num_rows ? lines * (row + kRows) / num_rows : lines;
   for (std::int64_t line = lines * row / num_rows; line < end; ++line) __builtin_prefetch(from + line * kLine, 0, 2);
 }
 
@@ -74,32 +75,36 @@ inline void tile_fp32_rows(int num_rows, const float* const* a, const float* b, 
   }
 }
 
+// a is [in / kGroup][kTileRows][kGroup].
 template <class Lanes, int R>
-inline void tile_int8(const std::int16_t* a, const std::int8_t* b, std::int64_t pairs, const float* row_scales,
+inline void tile_int8(const std::int16_t* a, const std::int8_t* b, std::int64_t groups, const float* row_scales,
                       const float* scales, float* c) {
   constexpr int V = kPanel / Lanes::kWide;
-  typename Lanes::WideInt sums[R][V];
+  constexpr int kSums = V * Lanes::kGroup / 2;  // two products a lane
+  typename Lanes::WideInt sums[R][kSums];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[r][v] = Lanes::zero_int();
+    for (int v = 0; v < kSums; ++v) sums[r][v] = Lanes::zero_int();
   }
-  for (std::int64_t k = 0; k < pairs; ++k) {
-    typename Lanes::WideInt columns[V];
+  for (std::int64_t k = 0; k < groups; ++k) {
+    typename Lanes::WideInt columns[kSums];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = Lanes::widen(b + v * 2 * Lanes::kWide);
-    b += 2 * kPanel;
+    for (int v = 0; v < kSums; ++v) columns[v] = Lanes::widen(b + v * 2 * Lanes::kWide);
+    b += Lanes::kGroup * kPanel;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) Lanes::dot_pairs(sums[r], a + 2 * r, columns);
-    a += kPairs;
+    for (int r = 0; r < R; ++r) Lanes::dot_group(sums[r], a + Lanes::kGroup * r, columns);
+    a += Lanes::kGroup * kTileRows;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+    typename Lanes::WideInt whole[V];
+    Lanes::join(sums[r], whole);
     const auto row_scale = Lanes::broadcast_wide(row_scales + r);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const auto channel = Lanes::load_wide(scales + v * Lanes::kWide);
-      const auto product = Lanes::mul_wide(Lanes::mul_wide(Lanes::to_float(sums[r][v]), row_scale), channel);
+      const auto product = Lanes::mul_wide(Lanes::mul_wide(Lanes::to_float(whole[v]), row_scale), channel);
       Lanes::store_wide(c + r * kPanel + v * Lanes::kWide, product);
     }
   }
@@ -221,21 +226,21 @@ void matmul_fp32(const Product& product) {
 }
 
 template <class Lanes>
-inline void tile_int8_rows(int num_rows, const std::int16_t* a, const std::int8_t* b, std::int64_t pairs,
+inline void tile_int8_rows(int num_rows, const std::int16_t* a, const std::int8_t* b, std::int64_t groups,
                            const float* row_scales, const float* scales, float* c) {
   switch (num_rows) {
     case 1:
-      return tile_int8<Lanes, 1>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 1>(a, b, groups, row_scales, scales, c);
     case 2:
-      return tile_int8<Lanes, 2>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 2>(a, b, groups, row_scales, scales, c);
     case 3:
-      return tile_int8<Lanes, 3>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 3>(a, b, groups, row_scales, scales, c);
     case 4:
-      return tile_int8<Lanes, 4>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 4>(a, b, groups, row_scales, scales, c);
     case 5:
-      return tile_int8<Lanes, 5>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 5>(a, b, groups, row_scales, scales, c);
     default:
-      return tile_int8<Lanes, 6>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 6>(a, b, groups, row_scales, scales, c);
   }
 }
 
@@ -292,7 +297,8 @@ void matmul_int8(const Product& product) {
     const float* scales = product.weight.scales + panel * kPanel;
     for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
       const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
-      tile_int8_rows<Lanes>(count, product.codes + row * in, weight, in / 2, product.row_scales + row, scales, tile);
+      tile_int8_rows<Lanes>(count, product.codes + row * in, weight, in / Lanes::kGroup, product.row_scales + row,
+                            scales, tile);
       finish<Lanes>(product, row, count, panel, tile);
       if (panel + 1 < product.last_panel) fetch(weight + in * kPanel, in * kPanel, row, product.num_rows);
     }
@@ -315,24 +321,28 @@ void rms_norm(const float* in, const float* weight, std::int64_t n, float eps, f
   }
 }
 
+// A tile of codes: [n / kGroup][kTileRows][kGroup] in 16 bits; or, of at most kByteLevels, [n / 4][kTileRows][4] bytes
+// of code + kByteOffset in the front half of its memory.
 template <class Lanes>
-float quantize(const float* in, std::int64_t n, int levels, std::int16_t* codes) {
+float quantize(const float* in, std::int64_t n, int levels, std::int64_t row, std::int16_t* codes) {
   auto largest = Lanes::set(0.0F);
   for (std::int64_t i = 0; i < n; i += kHalf) largest = Lanes::max(largest, Lanes::abs(Lanes::load(in + i)));
   const float max = Lanes::largest(largest);
   const auto factor = Lanes::set(max > 0.0F ? static_cast<float>(levels) / max : 0.0F);
   const float scale = max / static_cast<float>(levels);
+  codes += row / kTileRows * kTileRows * n;
   if constexpr (Lanes::kByteLevels > 0) {
     if (levels <= Lanes::kByteLevels) {
-      auto* bytes = reinterpret_cast<std::uint8_t*>(codes);
+      auto* bytes = reinterpret_cast<std::uint8_t*>(codes) + row % kTileRows * 4;
       for (std::int64_t i = 0; i < n; i += kHalf) {
         Lanes::store_bytes(bytes + i * kTileRows, Lanes::mul(Lanes::load(in + i), factor));
       }
       return scale;
     }
   }
+  codes += row % kTileRows * Lanes::kGroup;
   for (std::int64_t i = 0; i < n; i += kHalf) {
-    Lanes::store_rounded(codes + i / 2 * kPairs, Lanes::mul(Lanes::load(in + i), factor));
+    Lanes::store_rounded(codes + i * kTileRows, Lanes::mul(Lanes::load(in + i), factor));
   }
   return scale;
 }
@@ -432,9 +442,8 @@ void exp8(const float* in, float* out) {
 
 template <class Lanes>
 constexpr Kernels kernels(const char* name) {
-  return {
-      name,           Lanes::kByteLevels, &matmul_fp32<Lanes>, &matmul_int8<Lanes>, &rms_norm<Lanes>, &quantize<Lanes>,
-      &rotate<Lanes>, &attend<Lanes>,     &exp8<Lanes>};
+  return {name,           Lanes::kGroup,  &matmul_fp32<Lanes>, &matmul_int8<Lanes>, &rms_norm<Lanes>, &quantize<Lanes>,
+          &rotate<Lanes>, &attend<Lanes>, &exp8<Lanes>};
 }
 
 }  // namespace

@@ -34,9 +34,9 @@ float from_bf16(std::uint16_t bits) {
 }  // namespace
 
 // Rows of 4,096 bytes, or nearly, would all lie in the same few sets of the cache.
-Session::Session(const Model& model, const Kernels& kernels, std::int64_t num_threads)
+Session::Session(const Model& model, std::int64_t num_threads)
     : model_(model),
-      kernels_(kernels),
+      kernels_(*model.kernels),
       num_threads_(num_threads),
       qkv_stride_(model.shape.query_width() + 2 * model.shape.kv_width() + kPanel),
       seats_(static_cast<std::size_t>(num_threads)) {}
@@ -120,13 +120,13 @@ void Session::reserve(const Pack& pack) {
   const std::int64_t known = static_cast<std::int64_t>(tokens_.size());
   grow(tokens_, pack.num_new);
   if (known < pack.num_new) std::iota(tokens_.begin() + known, tokens_.end(), static_cast<std::int32_t>(known));
-  const std::int64_t widest = std::max({shape.hidden, shape.query_width(), shape.intermediate}) + kPanel;
+  const std::int64_t widest = std::max({shape.hidden, shape.query_width(), shape.intermediate});
   for (Seat& seat : seats_) {
     grow(seat.normed, kChunkRows * shape.hidden);
     grow(seat.attended, kChunkRows * shape.query_width());
     grow(seat.gated, kChunkRows * shape.intermediate);
     grow(seat.scores, kTileRows * (capacity_ + kHalf));
-    grow(seat.codes, shape.activation_levels > 0 ? kChunkRows * widest : 0);
+    grow(seat.codes, shape.activation_levels > 0 ? num_codes(kChunkRows, widest) : 0);
     grow(seat.row_scales, kChunkRows);
     seat.runs.reserve(static_cast<std::size_t>(capacity_ + 2));
   }
@@ -346,9 +346,8 @@ void Session::multiply(const PackedMatrix& weight, std::int64_t first_panel, std
       nullptr,         in_stride,   epilogue,   out,      out_stride};
   if (product.weight.fp32 != nullptr) return kernels_.matmul_fp32(product);
   for (std::int64_t row = 0; row < num_rows; ++row) {
-    std::int16_t* codes = seat.codes.data() + row / kTileRows * kTileRows * product.weight.in + row % kTileRows * 2;
-    seat.row_scales[static_cast<std::size_t>(row)] =
-        kernels_.quantize(in + row * in_stride, product.weight.in, model_.shape.activation_levels, codes);
+    seat.row_scales[static_cast<std::size_t>(row)] = kernels_.quantize(
+        in + row * in_stride, product.weight.in, model_.shape.activation_levels, row, seat.codes.data());
   }
   product.codes = seat.codes.data();
   product.row_scales = seat.row_scales.data();

@@ -144,12 +144,12 @@ Work product(bool int8) {
 Work norm_and_quantise() {
   constexpr std::int64_t kIn = 576;
   const auto row = std::make_shared<std::vector<float>>(numbers<float>(kIn, 1));
+  const auto codes = std::make_shared<std::vector<std::int16_t>>(engine::num_codes(1, kIn));
   return {[=] {
             std::vector<float> normed(kIn);
-            std::vector<std::int16_t> codes(engine::kTileRows * kIn);
             const engine::Kernels* kernels = engine::kernels_of(engine::InstructionSet::kAvx2);
             kernels->rms_norm(row->data(), row->data(), kIn, 1e-5F, normed.data());
-            kernels->quantize(normed.data(), kIn, 127, codes.data());
+            kernels->quantize(normed.data(), kIn, 127, 0, codes->data());
           },
           kIn};
 }
