@@ -38,6 +38,7 @@ const Kernels* amx_kernels() {
   static const Kernels kernels = [] {
     Kernels made = detail::avx512_kernels;
     made.name = "amx";
+    made.chunk_rows = 128;  // fewer passes over weights, which are what products on tiles wait for
     made.matmul_int8 = &detail::matmul_int8_amx;
     made.quantize = &detail::quantize_amx;
     return made;

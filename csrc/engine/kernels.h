@@ -7,13 +7,14 @@
 
 namespace rgalign::engine {
 
-constexpr int kPanel = 16;         // columns of a matrix that lie side by side
-constexpr int kTileRows = 6;       // rows computed together
-constexpr int kCodeRows = 16;      // the most rows whose codes lie in one tile
-constexpr int kCodeStep = 64;      // the most codes of a row or a column that are read together
-constexpr int kByteOffset = 128;   // an activation's code in a byte is that much more
-constexpr int kHalf = 8;           // a gate-up panel holds 8 columns of the gate, then the same 8 of up
-constexpr int kMostLevels = 2047;  // of an activation: 12 bits
+constexpr int kPanel = 16;          // columns of a matrix that lie side by side
+constexpr int kTileRows = 6;        // rows of codes multiplied together
+constexpr int kAttentionRows = 12;  // the most rows that attend together
+constexpr int kCodeRows = 16;       // the most rows whose codes lie in one tile
+constexpr int kCodeStep = 64;       // the most codes of a row or a column that are read together
+constexpr int kByteOffset = 128;    // an activation's code in a byte is that much more
+constexpr int kHalf = 8;            // a gate-up panel holds 8 columns of the gate, then the same 8 of up
+constexpr int kMostLevels = 2047;   // of an activation: 12 bits
 
 // What becomes of a product v, after scales and bias.
 enum class Epilogue {
@@ -64,17 +65,19 @@ struct Attention {
   const Run* runs;  // in sequence order; the last one is the rows' own
   std::int64_t num_runs;
   std::int64_t num_keys;  // in all runs
-  std::int64_t num_rows;  // at most kTileRows
-  const float* queries[kTileRows];
-  std::int64_t visible[kTileRows];  // keys that a row sees, of num_keys
-  float* out[kTileRows];            // [head_dim] each
-  float* scores;                    // scratch [kTileRows][score_stride]
-  std::int64_t score_stride;        // at least num_keys rounded up to 8
+  std::int64_t num_rows;  // at most Kernels::attention_rows
+  const float* queries[kAttentionRows];
+  std::int64_t visible[kAttentionRows];  // keys that a row sees, of num_keys
+  float* out[kAttentionRows];            // [head_dim] each
+  float* scores;                         // scratch [num_rows][score_stride]
+  std::int64_t score_stride;             // at least num_keys + kPanel
 };
 
 struct Kernels {
   const char* name;
   int group;  // codes of one column that lie together in an int8 panel
+  int attention_rows;
+  int chunk_rows;  // that one thread takes through a layer: in its cache while the weights stream past
   void (*matmul_fp32)(const Product& product);
   // (float(sum of code products) * row scale) * channel scale; the sum is exact.
   void (*matmul_int8)(const Product& product);

@@ -21,6 +21,10 @@ namespace {
 
 struct Avx2 : EightAvx2 {
   static constexpr int kWide = 8;
+  using Many = Avx2;
+  static constexpr int kMany = 8;
+  static constexpr int kFloatRows = 6;
+  static constexpr int kFloatPanels = 1;
   static constexpr int kGroup = 2;
   static constexpr int kByteLevels = 0;
   using Wide = __m256;

@@ -9,6 +9,10 @@ namespace {
 
 struct Portable {
   static constexpr int kWide = 8;
+  using Many = Portable;
+  static constexpr int kMany = 8;
+  static constexpr int kFloatRows = 6;
+  static constexpr int kFloatPanels = 1;
   static constexpr int kGroup = 2;
   static constexpr int kByteLevels = 0;
   static constexpr float kLowest = -3.0e38F;

@@ -10,10 +10,42 @@
 namespace rgalign::engine {
 namespace {
 
+// Sixteen numbers that have nothing to do with each other, in the place of EightAvx2's eight.
+struct Sixteen {
+  using Eight = __m512;
+  static Eight load(const float* from) { return _mm512_loadu_ps(from); }
+  static void store(float* to, Eight from) { _mm512_storeu_ps(to, from); }
+  static Eight set(float value) { return _mm512_set1_ps(value); }
+  static Eight add(Eight a, Eight b) { return _mm512_add_ps(a, b); }
+  static Eight sub(Eight a, Eight b) { return _mm512_sub_ps(a, b); }
+  static Eight mul(Eight a, Eight b) { return _mm512_mul_ps(a, b); }
+  static Eight div(Eight a, Eight b) { return _mm512_div_ps(a, b); }
+  static Eight fma(Eight a, Eight b, Eight c) { return _mm512_fmadd_ps(a, b, c); }
+  static Eight max(Eight a, Eight b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
+  static Eight min(Eight a, Eight b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
+  static Eight abs(Eight a) { return _mm512_abs_ps(a); }
+  static float largest(Eight x) {
+    const __m256d low = _mm512_maskz_extractf64x4_pd(0xF, _mm512_castps_pd(x), 0);
+    const __m256d high = _mm512_maskz_extractf64x4_pd(0xF, _mm512_castps_pd(x), 1);
+    return EightAvx2::largest(_mm256_max_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high)));
+  }
+  static Eight zero_where_lowest(Eight a, Eight score) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(score, set(EightAvx2::kLowest), _CMP_NEQ_OQ), a);
+  }
+  static Eight scale_by_power(Eight p, Eight shifted) {
+    const __m512i power = _mm512_maskz_slli_epi32(0xFFFF, _mm512_castps_si512(shifted), 23);
+    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power));
+  }
+};
+
 // Masked with all ones throughout: GCC 12's header warns of its own unmasked forms (uninitialised pass-through
 // operand).
 struct Avx512 : EightAvx2 {
   static constexpr int kWide = 16;
+  using Many = Sixteen;
+  static constexpr int kMany = 16;
+  static constexpr int kFloatRows = 12;
+  static constexpr int kFloatPanels = 2;
   static constexpr int kGroup = 4;
   static constexpr int kByteLevels = 127;
   using Wide = __m512;
@@ -68,31 +100,6 @@ struct Avx512 : EightAvx2 {
     return _mm512_set1_epi32(quad);
   }
   static WideInt dot_quads(WideInt sum, WideInt a, WideInt b) { return _mm512_dpbusd_epi32(sum, a, b); }
-};
-
-// Sixteen numbers that have nothing to do with each other, in the place of EightAvx2's eight.
-struct Sixteen {
-  using Eight = __m512;
-  static Eight load(const float* from) { return _mm512_loadu_ps(from); }
-  static void store(float* to, Eight from) { _mm512_storeu_ps(to, from); }
-  static Eight set(float value) { return _mm512_set1_ps(value); }
-  static Eight add(Eight a, Eight b) { return _mm512_add_ps(a, b); }
-  static Eight sub(Eight a, Eight b) { return _mm512_sub_ps(a, b); }
-  static Eight mul(Eight a, Eight b) { return _mm512_mul_ps(a, b); }
-  static Eight div(Eight a, Eight b) { return _mm512_div_ps(a, b); }
-  static Eight fma(Eight a, Eight b, Eight c) { return _mm512_fmadd_ps(a, b, c); }
-  static Eight max(Eight a, Eight b) { return _mm512_maskz_max_ps(0xFFFF, a, b); }
-  static Eight min(Eight a, Eight b) { return _mm512_maskz_min_ps(0xFFFF, a, b); }
-  static Eight abs(Eight a) { return _mm512_abs_ps(a); }
-  static float largest(Eight x) {
-    const __m256d low = _mm512_maskz_extractf64x4_pd(0xF, _mm512_castps_pd(x), 0);
-    const __m256d high = _mm512_maskz_extractf64x4_pd(0xF, _mm512_castps_pd(x), 1);
-    return EightAvx2::largest(_mm256_max_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high)));
-  }
-  static Eight scale_by_power(Eight p, Eight shifted) {
-    const __m512i power = _mm512_maskz_slli_epi32(0xFFFF, _mm512_castps_si512(shifted), 23);
-    return _mm512_castsi512_ps(_mm512_add_epi32(_mm512_castps_si512(p), power));
-  }
 };
 
 }  // namespace

@@ -47,8 +47,8 @@ class Session {
  private:
   // Scratch of one thread.
   struct Seat {
-    LargeArray<float> normed, attended, gated;  // [kChunkRows][..]
-    LargeArray<float> scores;                   // [kTileRows][score_stride]
+    LargeArray<float> normed, attended, gated;  // [chunk_rows][..]
+    LargeArray<float> scores;                   // [attention_rows][score_stride]
     LargeArray<std::int16_t> codes;
     std::vector<float> row_scales;
     std::vector<Run> runs;

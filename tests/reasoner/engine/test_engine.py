@@ -87,9 +87,11 @@ def test_every_instruction_set_gives_the_same_bits(dtype: str, name: str, engine
     if name not in INSTRUCTION_SETS:
         pytest.skip(f"this machine does not have {name}")
     rows = [row for row in prompts() if len(row) < 70]
-    expected = reasoner(engine("qwen2", dtype), "portable").embed(rows)
-    assert expected.std() > 0.1
-    assert torch.equal(reasoner(engine("qwen2", dtype), name).embed(rows), expected)
+    portable, other = (reasoner(engine("qwen2", dtype), each) for each in ("portable", name))
+    for prefix in ([], PREFIX):
+        expected = portable.embed(rows, prefix_ids=prefix)
+        assert expected.std() > 0.1
+        assert torch.equal(other.embed(rows, prefix_ids=prefix), expected)
 
 
 def test_more_bits_are_nearer(checkpoint: Make, engine: Callable[[str, str], Path]) -> None:
