@@ -1,7 +1,8 @@
 """What each of the engine's techniques gives: they are switched on one after the other and timed in turn.
 
     transformers, whole prompt -> the same in the engine's fused float32 forward pass -> prefix cached
-    -> last layer for the last token only -> 8-bit weights, 12-bit activations -> prompts packed together
+    -> last layer for the last token only -> 8-bit weights, 12-bit activations -> on AMX tiles, where the CPU has them
+    -> prompts packed together
 
 Up to the last step prompts are computed one by one; the last one also computes equal beginnings once.
 """
@@ -17,8 +18,8 @@ import numpy as np
 from rgalign import _C
 from rgalign.bench.engine_peers import Matrix, Variant, with_transformers
 from rgalign.bench.engine_prompts import Workload
-from rgalign.reasoner.engine.artifact import load_model, read_manifest
-from rgalign.reasoner.engine.reasoner import load_engine
+from rgalign.reasoner.engine.artifact import INSTRUCTION_SETS, load_model, read_manifest
+from rgalign.reasoner.engine.reasoner import EngineReasoner, load_engine
 from rgalign.reasoner.prefix_tree import TokenIds
 
 NOTHING = np.zeros(0, np.int32)
@@ -33,8 +34,8 @@ class Steps:
         self._hidden = manifest.config.hidden
         self._workload = workload
         model = load_model(directory, manifest)
-        self._whole = _C.EngineSession(model, threads, "auto")
-        self._behind_prefix = _C.EngineSession(model, threads, "auto")
+        self._whole = _C.EngineSession(model, threads)
+        self._behind_prefix = _C.EngineSession(model, threads)
         self._behind_prefix.set_prefix(np.array(workload.prefix_ids, np.int32))
 
     def whole(self, prompts: Sequence[TokenIds]) -> Matrix:
@@ -61,12 +62,18 @@ class Steps:
 def waterfall(model: Any, engines: dict[str, Path], workload: Workload, threads: int) -> dict[str, Variant]:
     """The steps in order; each holds all techniques before it."""
     steps = Steps(engines["fp32"], workload, threads)
-    eight = load_engine(engines[EIGHT_BITS], threads)
     packed = load_engine(engines[EIGHT_BITS], threads)
     whole = dict(with_transformers(model, workload))["transformers fp32, whole prompt"]
 
-    def eight_bits(prompts: Sequence[TokenIds]) -> Matrix:
-        return np.concatenate([eight.embed([ids], prefix_ids=workload.prefix_ids).numpy() for ids in prompts])
+    def eight_bits(instructions: str) -> Variant:
+        manifest = read_manifest(engines[EIGHT_BITS])
+        loaded = load_model(engines[EIGHT_BITS], manifest, instructions)
+        eight = EngineReasoner(loaded, manifest, threads=threads)
+
+        def one_by_one(prompts: Sequence[TokenIds]) -> Matrix:
+            return np.concatenate([eight.embed([ids], prefix_ids=workload.prefix_ids).numpy() for ids in prompts])
+
+        return step(one_by_one, EIGHT_BITS)
 
     def all_together(prompts: Sequence[TokenIds]) -> Matrix:
         states: Matrix = packed.embed(prompts, prefix_ids=workload.prefix_ids).numpy()
@@ -75,11 +82,13 @@ def waterfall(model: Any, engines: dict[str, Path], workload: Workload, threads:
     def step(embed: Callable[[Sequence[TokenIds]], Matrix], dtype: str) -> Variant:
         return Variant(embed, dtype, 0.99999 if dtype == "fp32" else 0.999)
 
+    tiles = {"AMX tiles": eight_bits("amx")} if "amx" in INSTRUCTION_SETS else {}
     return {
         "transformers, whole prompt": whole,
         "fused forward": step(steps.whole, "fp32"),
         "prefix cached": step(steps.behind_prefix, "fp32"),
         "last layer pruned": step(steps.pruned, "fp32"),
-        "8-bit weights": step(eight_bits, EIGHT_BITS),
+        "8-bit weights": eight_bits(next(name for name in INSTRUCTION_SETS if name != "amx")),
+        **tiles,
         "packed batch": step(all_together, EIGHT_BITS),
     }

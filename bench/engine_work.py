@@ -58,17 +58,21 @@ class Peaks:
     sgemm: the best of large float32 products in torch (MKL).
     fp32_registers, int8_registers, int16_registers: the instructions that the engine multiplies and adds floats, 8-bit
         codes and wider codes with, on registers alone (``csrc/bench/engine_peak.cpp``); None where that does not run.
+    int8_tiles: the same of 8-bit codes on AMX tiles, two of whose products make one of wider codes; None without AMX.
     """
 
     sgemm: float
     fp32_registers: float | None
     int8_registers: float | None
     int16_registers: float | None
+    int8_tiles: float | None
 
     def of(self, dtype: str) -> float | None:
         """Registers' peak for products of a type."""
         if dtype not in INTEGER_PRODUCTS:
             return self.fp32_registers
+        if self.int8_tiles is not None:
+            return self.int8_tiles / 2 if dtype == "int8a12" else self.int8_tiles
         return self.int16_registers if dtype == "int8a12" else self.int8_registers
 
     def described(self) -> dict[str, Any]:
@@ -80,7 +84,7 @@ def measure_peaks(threads: int, repeats: int = 7) -> Peaks:
     square = torch.ones(SGEMM_SIDE, SGEMM_SIDE)
     seconds = in_turn({"sgemm": lambda: square @ square}, repeats)["sgemm"]
     registers = measure_registers(threads)
-    return Peaks(2 * SGEMM_SIDE**3 / min(seconds) / 1e9, *map(registers.get, ("fp32", "int8", "int16")))
+    return Peaks(2 * SGEMM_SIDE**3 / min(seconds) / 1e9, *map(registers.get, ("fp32", "int8", "int16", "tiles")))
 
 
 def measure_registers(threads: int) -> dict[str, float]:

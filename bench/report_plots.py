@@ -143,7 +143,8 @@ def rooflines(rows: Sequence[Row]) -> Iterator[Drawn]:
         if roof is not None:
             caption = (
                 "A prompt of T tokens does its operations on weights that are read once. Sloped: the bytes that a copy "
-                "reads and writes a second. Level: a large float32 product; dashed, 8-bit multiply-adds on registers."
+                "reads and writes a second. Level: a large float32 product; dashed, 8-bit multiply-adds on registers; "
+                "dotted, on AMX tiles."
             )
             yield drawn(f"Roofline, {threads} threads", roofline(inside, roof), caption)
 
@@ -154,7 +155,7 @@ def roofline(points: Sequence[Row], roof: Row) -> Figure:
     peaks, read = roof["gflop_per_s"], roof["copy_gb_per_s"]
     intensities = [1e9 * row["gflop"] / row["weight_bytes"] for row in points]
     span = [min(intensities) / 2, max(intensities) * 2]
-    for name, style in (("sgemm", "-"), ("int8_registers", "--")):
+    for name, style in (("sgemm", "-"), ("int8_registers", "--"), ("int8_tiles", ":")):
         if peaks.get(name):
             places = sorted({span[0], min(max(peaks[name] / read, span[0]), span[1]), span[1]})
             line = [min(peaks[name], read * place) for place in places]

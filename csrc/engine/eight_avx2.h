@@ -50,20 +50,6 @@ struct EightAvx2 {
     const __m256i codes = _mm256_sub_epi32(bits, _mm256_castps_si256(_mm256_set1_ps(kShift)));
     return _mm_packs_epi32(_mm256_castsi256_si128(codes), _mm256_extracti128_si256(codes, 1));
   }
-  // Eight codes, two at each of four places kPairs apart.
-  static void store_rounded(std::int16_t* to, Eight x) {
-    const __m128i packed = rounded(x);
-    const std::int32_t pairs[] = {_mm_cvtsi128_si32(packed), _mm_extract_epi32(packed, 1), _mm_extract_epi32(packed, 2),
-                                  _mm_extract_epi32(packed, 3)};
-    for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * kPairs, &pairs[i], sizeof pairs[i]);
-  }
-  // Eight codes + kByteOffset, four at each of two places 4 * kTileRows apart.
-  static void store_bytes(std::uint8_t* to, Eight x) {
-    const __m128i codes = rounded(x);
-    const __m128i bytes = _mm_xor_si128(_mm_packs_epi16(codes, codes), _mm_set1_epi8(static_cast<char>(kByteOffset)));
-    const std::int32_t quads[] = {_mm_cvtsi128_si32(bytes), _mm_extract_epi32(bytes, 1)};
-    for (int i = 0; i < 2; ++i) __builtin_memcpy(to + i * 4 * kTileRows, &quads[i], sizeof quads[i]);
-  }
 };
 
 }  // namespace

@@ -21,6 +21,11 @@ namespace {
 
 struct Avx2 : EightAvx2 {
   static constexpr int kWide = 8;
+  using Many = Avx2;
+  static constexpr int kMany = 8;
+  static constexpr int kFloatRows = 6;
+  static constexpr int kFloatPanels = 1;
+  static constexpr int kGroup = 2;
   static constexpr int kByteLevels = 0;
   using Wide = __m256;
   using WideInt = __m256i;
@@ -38,7 +43,7 @@ struct Avx2 : EightAvx2 {
   }
   // sums[v] += a[0] * b[v][2 lane] + a[1] * b[v][2 lane + 1]. Written out: GCC 12 loads all rows' pairs first and then
   // keeps ten of twelve sums in memory.
-  static void dot_pairs(WideInt* sums, const std::int16_t* a, const WideInt* b) {
+  static void dot_group(WideInt* sums, const std::int16_t* a, const WideInt* b) {
     using Pair [[gnu::may_alias, gnu::aligned(2)]] = std::int32_t;
     WideInt pair, product;
     __asm__(
@@ -49,6 +54,17 @@ struct Avx2 : EightAvx2 {
         "vpaddd %[pair], %[sum1], %[sum1]"
         : [sum0] "+x"(sums[0]), [sum1] "+x"(sums[1]), [pair] "=&x"(pair), [product] "=&x"(product)
         : [a] "m"(*reinterpret_cast<const Pair*>(a)), [b0] "x"(b[0]), [b1] "x"(b[1]));
+  }
+  static void join(const WideInt* sums, WideInt* whole) {
+    whole[0] = sums[0];
+    whole[1] = sums[1];
+  }
+  // Eight codes, two at each of four places 2 * kTileRows apart.
+  static void store_rounded(std::int16_t* to, Eight x) {
+    const __m128i packed = rounded(x);
+    const std::int32_t pairs[] = {_mm_cvtsi128_si32(packed), _mm_extract_epi32(packed, 1), _mm_extract_epi32(packed, 2),
+                                  _mm_extract_epi32(packed, 3)};
+    for (int i = 0; i < 4; ++i) __builtin_memcpy(to + i * 2 * kTileRows, &pairs[i], sizeof pairs[i]);
   }
   static Wide to_float(WideInt from) { return _mm256_cvtepi32_ps(from); }
 };

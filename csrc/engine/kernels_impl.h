@@ -1,7 +1,8 @@
 // The loops of kernels.h over a type `Lanes` that names one instruction set's registers: `Wide` for matrix products,
-// eight lanes (`Eight`) for all that adds up within a row, so that its order is the same everywhere. Included by one
-// .cpp per set, after its `#pragma GCC target`; unnamed namespace and no standard library, so that no set's code can be
-// linked into another's.
+// eight lanes (`Eight`) for all that adds up within a row, so that its order is the same everywhere, and the type
+// `Many` for what does not, in place of `Lanes` and with as many lanes as the set has. Included by one .cpp per set,
+// after its `#pragma GCC target`; unnamed namespace and no standard library, so that no set's code can be linked into
+// another's.
 #include "engine/kernels.h"
 
 namespace rgalign::engine {
@@ -10,23 +11,25 @@ namespace {
 constexpr std::int64_t kBlock = 288;     // of the inner dimension: a float32 panel that stays in a first-level cache
 constexpr std::int64_t kBlockRows = 96;  // whose sums wait for the next block
 
-// What the next panel's tiles will read, a part of it beside each of this panel's tiles.
+// What the next panel's tiles will read, a part of it beside each of this panel's tiles of kRows.
+template <int kRows = kTileRows>
 inline void fetch(const void* next, std::int64_t bytes, std::int64_t row, std::int64_t num_rows) {
   constexpr std::int64_t kLine = 64;
   const std::int64_t lines = bytes / kLine;
   const char* from = static_cast<const char*>(next);
-  const std::int64_t end = row + kTileRows < num_rows ? lines * (row + kTileRows) / num_rows : lines;
+  const std::int64_t end = row + kRows < num_rows ? lines * (row + kRows) / num_rows : lines;
   for (std::int64_t line = lines * row / num_rows; line < end; ++line) __builtin_prefetch(from + line * kLine, 0, 2);
 }
 
 // ---- products -------------------------------------------------------------------------------------------------------
 
-// c[r][0 .. V * width) (+)= sum over k of a[r][k] * b[k * b_stride + ..]
-template <class Lanes, int R, int V>
-inline void tile_fp32(const float* const* a, const float* b, std::int64_t b_stride, std::int64_t inner, float* c,
-                      std::int64_t c_stride, bool add) {
+// c[r][0 .. P * kPanel) (+)= sum over k of a[r][k] * b[k * b_stride + ..], of P panels that lie panel_stride apart.
+template <class Lanes, int P, int R>
+inline void tile_fp32(const float* const* a, const float* b, std::int64_t b_stride, std::int64_t panel_stride,
+                      std::int64_t inner, float* c, std::int64_t c_stride, bool add) {
+  constexpr int kParts = kPanel / Lanes::kWide, V = P * kParts;
   typename Lanes::Wide sums[R][V];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
@@ -34,72 +37,70 @@ inline void tile_fp32(const float* const* a, const float* b, std::int64_t b_stri
     }
   }
   const float* rows[R];
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) rows[r] = a[r];
   for (std::int64_t k = 0; k < inner; ++k) {
     typename Lanes::Wide columns[V];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = Lanes::load_wide(b + v * Lanes::kWide);
+    for (int v = 0; v < V; ++v) {
+      columns[v] = Lanes::load_wide(b + v / kParts * panel_stride + v % kParts * Lanes::kWide);
+    }
     b += b_stride;
-#pragma GCC unroll 8
+#pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
       const auto value = Lanes::broadcast_wide(rows[r] + k);
 #pragma GCC unroll 8
       for (int v = 0; v < V; ++v) sums[r][v] = Lanes::fma_wide(value, columns[v], sums[r][v]);
     }
   }
-#pragma GCC unroll 8
+#pragma GCC unroll 16
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) Lanes::store_wide(c + r * c_stride + v * Lanes::kWide, sums[r][v]);
   }
 }
 
-template <class Lanes, int V>
-inline void tile_fp32_rows(int num_rows, const float* const* a, const float* b, std::int64_t b_stride,
-                           std::int64_t inner, float* c, std::int64_t c_stride, bool add) {
-  switch (num_rows) {
-    case 1:
-      return tile_fp32<Lanes, 1, V>(a, b, b_stride, inner, c, c_stride, add);
-    case 2:
-      return tile_fp32<Lanes, 2, V>(a, b, b_stride, inner, c, c_stride, add);
-    case 3:
-      return tile_fp32<Lanes, 3, V>(a, b, b_stride, inner, c, c_stride, add);
-    case 4:
-      return tile_fp32<Lanes, 4, V>(a, b, b_stride, inner, c, c_stride, add);
-    case 5:
-      return tile_fp32<Lanes, 5, V>(a, b, b_stride, inner, c, c_stride, add);
-    default:
-      return tile_fp32<Lanes, 6, V>(a, b, b_stride, inner, c, c_stride, add);
+template <class Lanes, int P, int R = Lanes::kFloatRows>
+void tile_fp32_rows(int num_rows, const float* const* a, const float* b, std::int64_t b_stride,
+                    std::int64_t panel_stride, std::int64_t inner, float* c, std::int64_t c_stride, bool add) {
+  if constexpr (R > 1) {
+    if (num_rows < R) {
+      return tile_fp32_rows<Lanes, P, R - 1>(num_rows, a, b, b_stride, panel_stride, inner, c, c_stride, add);
+    }
   }
+  tile_fp32<Lanes, P, R>(a, b, b_stride, panel_stride, inner, c, c_stride, add);
 }
 
+// a is [in / kGroup][kTileRows][kGroup].
 template <class Lanes, int R>
-inline void tile_int8(const std::int16_t* a, const std::int8_t* b, std::int64_t pairs, const float* row_scales,
+inline void tile_int8(const std::int16_t* a, const std::int8_t* b, std::int64_t groups, const float* row_scales,
                       const float* scales, float* c) {
   constexpr int V = kPanel / Lanes::kWide;
-  typename Lanes::WideInt sums[R][V];
+  constexpr int kSums = V * Lanes::kGroup / 2;  // two products a lane
+  typename Lanes::WideInt sums[R][kSums];
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) sums[r][v] = Lanes::zero_int();
+    for (int v = 0; v < kSums; ++v) sums[r][v] = Lanes::zero_int();
   }
-  for (std::int64_t k = 0; k < pairs; ++k) {
-    typename Lanes::WideInt columns[V];
+  for (std::int64_t k = 0; k < groups; ++k) {
+    typename Lanes::WideInt columns[kSums];
 #pragma GCC unroll 8
-    for (int v = 0; v < V; ++v) columns[v] = Lanes::widen(b + v * 2 * Lanes::kWide);
-    b += 2 * kPanel;
+    for (int v = 0; v < kSums; ++v) columns[v] = Lanes::widen(b + v * 2 * Lanes::kWide);
+    b += Lanes::kGroup * kPanel;
 #pragma GCC unroll 8
-    for (int r = 0; r < R; ++r) Lanes::dot_pairs(sums[r], a + 2 * r, columns);
-    a += kPairs;
+    for (int r = 0; r < R; ++r) Lanes::dot_group(sums[r], a + Lanes::kGroup * r, columns);
+    a += Lanes::kGroup * kTileRows;
   }
 #pragma GCC unroll 8
   for (int r = 0; r < R; ++r) {
+    typename Lanes::WideInt whole[V];
+    Lanes::join(sums[r], whole);
     const auto row_scale = Lanes::broadcast_wide(row_scales + r);
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
       const auto channel = Lanes::load_wide(scales + v * Lanes::kWide);
-      const auto product = Lanes::mul_wide(Lanes::mul_wide(Lanes::to_float(sums[r][v]), row_scale), channel);
+      const auto product = Lanes::mul_wide(Lanes::mul_wide(Lanes::to_float(whole[v]), row_scale), channel);
       Lanes::store_wide(c + r * kPanel + v * Lanes::kWide, product);
     }
   }
@@ -205,15 +206,15 @@ void matmul_fp32(const Product& product) {
       const std::int64_t num_rows = rest < kBlockRows ? rest : kBlockRows;
       for (std::int64_t k = 0; k < in; k += kBlock) {
         const std::int64_t inner = in - k < kBlock ? in - k : kBlock;
-        for (std::int64_t row = 0; row < num_rows; row += kTileRows) {
-          const int count = num_rows - row < kTileRows ? static_cast<int>(num_rows - row) : kTileRows;
-          const float* rows[kTileRows];
+        for (std::int64_t row = 0; row < num_rows; row += Lanes::kFloatRows) {
+          const std::int64_t left = num_rows - row;
+          const int count = left < Lanes::kFloatRows ? static_cast<int>(left) : Lanes::kFloatRows;
+          const float* rows[Lanes::kFloatRows];
           for (int r = 0; r < count; ++r) rows[r] = product.rows + (begin + row + r) * product.row_stride + k;
           float* tile = sums + row * kPanel;
-          tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(count, rows, weight + k * kPanel, kPanel, inner, tile, kPanel,
-                                                       k > 0);
+          tile_fp32_rows<Lanes, 1>(count, rows, weight + k * kPanel, kPanel, 0, inner, tile, kPanel, k > 0);
           if (k + kBlock >= in) finish<Lanes>(product, begin + row, count, panel, tile);
-          if (!last) fetch(weight + (in + k) * kPanel, inner * kPanel * 4, row, num_rows);
+          if (!last) fetch<Lanes::kFloatRows>(weight + (in + k) * kPanel, inner * kPanel * 4, row, num_rows);
         }
       }
     }
@@ -221,21 +222,21 @@ void matmul_fp32(const Product& product) {
 }
 
 template <class Lanes>
-inline void tile_int8_rows(int num_rows, const std::int16_t* a, const std::int8_t* b, std::int64_t pairs,
+inline void tile_int8_rows(int num_rows, const std::int16_t* a, const std::int8_t* b, std::int64_t groups,
                            const float* row_scales, const float* scales, float* c) {
   switch (num_rows) {
     case 1:
-      return tile_int8<Lanes, 1>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 1>(a, b, groups, row_scales, scales, c);
     case 2:
-      return tile_int8<Lanes, 2>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 2>(a, b, groups, row_scales, scales, c);
     case 3:
-      return tile_int8<Lanes, 3>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 3>(a, b, groups, row_scales, scales, c);
     case 4:
-      return tile_int8<Lanes, 4>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 4>(a, b, groups, row_scales, scales, c);
     case 5:
-      return tile_int8<Lanes, 5>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 5>(a, b, groups, row_scales, scales, c);
     default:
-      return tile_int8<Lanes, 6>(a, b, pairs, row_scales, scales, c);
+      return tile_int8<Lanes, 6>(a, b, groups, row_scales, scales, c);
   }
 }
 
@@ -292,7 +293,8 @@ void matmul_int8(const Product& product) {
     const float* scales = product.weight.scales + panel * kPanel;
     for (std::int64_t row = 0; row < product.num_rows; row += kTileRows) {
       const int count = product.num_rows - row < kTileRows ? static_cast<int>(product.num_rows - row) : kTileRows;
-      tile_int8_rows<Lanes>(count, product.codes + row * in, weight, in / 2, product.row_scales + row, scales, tile);
+      tile_int8_rows<Lanes>(count, product.codes + row * in, weight, in / Lanes::kGroup, product.row_scales + row,
+                            scales, tile);
       finish<Lanes>(product, row, count, panel, tile);
       if (panel + 1 < product.last_panel) fetch(weight + in * kPanel, in * kPanel, row, product.num_rows);
     }
@@ -300,6 +302,14 @@ void matmul_int8(const Product& product) {
 }
 
 // ---- rows -----------------------------------------------------------------------------------------------------------
+
+// body(lanes, i) for all of n, a multiple of 8.
+template <class Lanes, class Body>
+inline void each(std::int64_t n, const Body& body) {
+  std::int64_t i = 0;
+  for (; i + Lanes::kMany <= n; i += Lanes::kMany) body(typename Lanes::Many{}, i);
+  for (; i < n; i += kHalf) body(Lanes{}, i);
+}
 
 template <class Lanes>
 void rms_norm(const float* in, const float* weight, std::int64_t n, float eps, float* out) {
@@ -309,68 +319,86 @@ void rms_norm(const float* in, const float* weight, std::int64_t n, float eps, f
     squares = Lanes::fma(x, x, squares);
   }
   const float mean = Lanes::sum(squares) / static_cast<float>(n);
-  const auto factor = Lanes::set(1.0F / Lanes::square_root(mean + eps));
-  for (std::int64_t i = 0; i < n; i += kHalf) {
-    Lanes::store(out + i, Lanes::mul(Lanes::load(weight + i), Lanes::mul(Lanes::load(in + i), factor)));
-  }
+  const float factor = 1.0F / Lanes::square_root(mean + eps);
+  each<Lanes>(n, [=](auto lanes, std::int64_t i) {
+    lanes.store(out + i, lanes.mul(lanes.load(weight + i), lanes.mul(lanes.load(in + i), lanes.set(factor))));
+  });
 }
 
+// A tile of codes: [n / kGroup][kTileRows][kGroup] in 16 bits; or, of at most kByteLevels, [n / 4][kTileRows][4] bytes
+// of code + kByteOffset in the front half of its memory.
 template <class Lanes>
-float quantize(const float* in, std::int64_t n, int levels, std::int16_t* codes) {
+float quantize(const float* in, std::int64_t n, int levels, std::int64_t row, std::int16_t* codes) {
   auto largest = Lanes::set(0.0F);
   for (std::int64_t i = 0; i < n; i += kHalf) largest = Lanes::max(largest, Lanes::abs(Lanes::load(in + i)));
   const float max = Lanes::largest(largest);
   const auto factor = Lanes::set(max > 0.0F ? static_cast<float>(levels) / max : 0.0F);
   const float scale = max / static_cast<float>(levels);
+  codes += row / kTileRows * kTileRows * n;
   if constexpr (Lanes::kByteLevels > 0) {
     if (levels <= Lanes::kByteLevels) {
-      auto* bytes = reinterpret_cast<std::uint8_t*>(codes);
+      auto* bytes = reinterpret_cast<std::uint8_t*>(codes) + row % kTileRows * 4;
       for (std::int64_t i = 0; i < n; i += kHalf) {
         Lanes::store_bytes(bytes + i * kTileRows, Lanes::mul(Lanes::load(in + i), factor));
       }
       return scale;
     }
   }
+  codes += row % kTileRows * Lanes::kGroup;
   for (std::int64_t i = 0; i < n; i += kHalf) {
-    Lanes::store_rounded(codes + i / 2 * kPairs, Lanes::mul(Lanes::load(in + i), factor));
+    Lanes::store_rounded(codes + i * kTileRows, Lanes::mul(Lanes::load(in + i), factor));
   }
   return scale;
 }
 
 template <class Lanes>
 void rotate(float* head, const float* cosines, const float* sines, std::int64_t half) {
-  for (std::int64_t i = 0; i < half; i += kHalf) {
-    const auto x = Lanes::load(head + i);
-    const auto y = Lanes::load(head + half + i);
-    const auto c = Lanes::load(cosines + i);
-    const auto s = Lanes::load(sines + i);
-    Lanes::store(head + i, Lanes::sub(Lanes::mul(x, c), Lanes::mul(y, s)));
-    Lanes::store(head + half + i, Lanes::add(Lanes::mul(y, c), Lanes::mul(x, s)));
-  }
+  each<Lanes>(half, [=](auto lanes, std::int64_t i) {
+    const auto x = lanes.load(head + i);
+    const auto y = lanes.load(head + half + i);
+    const auto c = lanes.load(cosines + i);
+    const auto s = lanes.load(sines + i);
+    lanes.store(head + i, lanes.sub(lanes.mul(x, c), lanes.mul(y, s)));
+    lanes.store(head + half + i, lanes.add(lanes.mul(y, c), lanes.mul(x, s)));
+  });
 }
 
 // ---- attention ------------------------------------------------------------------------------------------------------
 
+// P panels of keys from `position` on, of which those before `end` count. Where they begin with a panel's first key
+// they are written in place; what is behind the last one is overwritten by the next keys or ignored.
+template <class Lanes, int P>
+inline void score_panels(const Attention& task, std::int64_t position, std::int64_t end, float* scores) {
+  const int num_rows = static_cast<int>(task.num_rows);
+  const std::int64_t panel_stride = task.head_dim * kPanel, first = position % kPanel;
+  const float* keys = task.keys + position / kPanel * panel_stride;
+  if (first == 0) {
+    return tile_fp32_rows<Lanes, P>(num_rows, task.queries, keys, kPanel, panel_stride, task.head_dim, scores,
+                                    task.score_stride, false);
+  }
+  alignas(64) float tile[Lanes::kFloatRows * P * kPanel];
+  tile_fp32_rows<Lanes, P>(num_rows, task.queries, keys, kPanel, panel_stride, task.head_dim, tile, P * kPanel, false);
+  for (int r = 0; r < num_rows; ++r) {
+    for (std::int64_t i = 0; i < end - position; ++i) {
+      scores[r * task.score_stride + i] = tile[r * P * kPanel + first + i];
+    }
+  }
+}
+
 // scores[r][0 .. num_keys) = query . key, packed in sequence order whatever panels the keys lie in.
 template <class Lanes>
 inline void score_keys(const Attention& task) {
-  alignas(64) float tile[kTileRows * kPanel];
-  const int num_rows = static_cast<int>(task.num_rows);
-  std::int64_t packed = 0;
+  float* scores = task.scores;
   for (std::int64_t run = 0; run < task.num_runs; ++run) {
     std::int64_t position = task.runs[run].begin;
     while (position < task.runs[run].end) {
-      const std::int64_t panel = position / kPanel;
-      const std::int64_t panel_end = (panel + 1) * kPanel;
-      const std::int64_t end = task.runs[run].end < panel_end ? task.runs[run].end : panel_end;
-      tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(num_rows, task.queries, task.keys + panel * task.head_dim * kPanel,
-                                                   kPanel, task.head_dim, tile, kPanel, false);
-      const std::int64_t first = position - panel * kPanel;
-      for (int r = 0; r < num_rows; ++r) {
-        float* row = task.scores + r * task.score_stride + packed;
-        for (std::int64_t i = 0; i < end - position; ++i) row[i] = tile[r * kPanel + first + i];
-      }
-      packed += end - position;
+      const std::int64_t next_panel = (position / kPanel + 1) * kPanel;
+      const bool several = task.runs[run].end > next_panel && Lanes::kFloatPanels > 1;
+      const std::int64_t panels_end = next_panel + (several ? (Lanes::kFloatPanels - 1) * kPanel : 0);
+      const std::int64_t end = task.runs[run].end < panels_end ? task.runs[run].end : panels_end;
+      several ? score_panels<Lanes, Lanes::kFloatPanels>(task, position, end, scores)
+              : score_panels<Lanes, 1>(task, position, end, scores);
+      scores += end - position;
       position = end;
     }
   }
@@ -379,50 +407,60 @@ inline void score_keys(const Attention& task) {
 // Scores to weights that are not yet divided by their sum, which is returned; 0 for keys that the row does not see.
 template <class Lanes>
 inline float weigh(float* scores, std::int64_t visible, std::int64_t num_keys, float scale) {
-  const std::int64_t padded = (num_keys + kHalf - 1) / kHalf * kHalf;
+  using Many = typename Lanes::Many;
+  constexpr int kMany = Lanes::kMany;
+  const std::int64_t padded = (num_keys + kMany - 1) / kMany * kMany;
   for (std::int64_t i = visible; i < padded; ++i) scores[i] = Lanes::kLowest;
-  auto highest = Lanes::set(Lanes::kLowest);
-  for (std::int64_t i = 0; i < padded; i += kHalf) highest = Lanes::max(highest, Lanes::load(scores + i));
-  const auto largest = Lanes::set(Lanes::largest(highest));
-  const auto factor = Lanes::set(scale);
+  auto highest = Many::set(Lanes::kLowest);
+  for (std::int64_t i = 0; i < padded; i += kMany) highest = Many::max(highest, Many::load(scores + i));
+  const auto largest = Many::set(Many::largest(highest));
+  const auto factor = Many::set(scale);
   auto sum = Lanes::set(0.0F);
-  for (std::int64_t i = 0; i < padded; i += kHalf) {
-    const auto score = Lanes::load(scores + i);
-    auto weight = exp_eight<Lanes>(Lanes::mul(Lanes::sub(score, largest), factor));
-    if (i + kHalf > visible) weight = Lanes::zero_where_lowest(weight, score);
-    sum = Lanes::add(sum, weight);
-    Lanes::store(scores + i, weight);
+  for (std::int64_t i = 0; i < padded; i += kMany) {
+    const auto score = Many::load(scores + i);
+    auto weight = exp_eight<Many>(Many::mul(Many::sub(score, largest), factor));
+    if (i + kMany > visible) weight = Many::zero_where_lowest(weight, score);
+    Many::store(scores + i, weight);
+    for (int part = 0; part < kMany; part += kHalf) sum = Lanes::add(sum, Lanes::load(scores + i + part));
   }
   return Lanes::sum(sum);
+}
+
+// P panels of columns of the heads' states: weights times values, each row divided by its sum.
+template <class Lanes, int P>
+inline void mix_values(const Attention& task, const float* sums, std::int64_t column) {
+  alignas(64) float tile[Lanes::kFloatRows * P * kPanel];
+  const int num_rows = static_cast<int>(task.num_rows);
+  const float* weights[Lanes::kFloatRows];
+  for (int r = 0; r < num_rows; ++r) weights[r] = task.scores + r * task.score_stride;
+  for (std::int64_t run = 0; run < task.num_runs; ++run) {
+    const std::int64_t length = task.runs[run].end - task.runs[run].begin;
+    const float* values = task.values + task.runs[run].begin * task.value_stride + column;
+    tile_fp32_rows<Lanes, P>(num_rows, weights, values, task.value_stride, kPanel, length, tile, P * kPanel, run != 0);
+    for (int r = 0; r < num_rows; ++r) weights[r] += length;
+  }
+  for (int r = 0; r < num_rows; ++r) {
+    const auto inverse = Lanes::set(1.0F / sums[r]);
+    for (int i = 0; i < P * kPanel; i += kHalf) {
+      Lanes::store(task.out[r] + column + i, Lanes::mul(Lanes::load(tile + r * P * kPanel + i), inverse));
+    }
+  }
 }
 
 template <class Lanes>
 void attend(const Attention& task) {
   score_keys<Lanes>(task);
-  const int num_rows = static_cast<int>(task.num_rows);
-  float sums[kTileRows];
-  for (int r = 0; r < num_rows; ++r) {
+  float sums[Lanes::kFloatRows];
+  for (std::int64_t r = 0; r < task.num_rows; ++r) {
     float* scores = task.scores + r * task.score_stride;
     sums[r] = weigh<Lanes>(scores, task.visible[r], task.num_keys, task.scale);
   }
-  alignas(64) float tile[kTileRows * kPanel];
-  for (std::int64_t column = 0; column < task.head_dim; column += kPanel) {
-    const float* weights[kTileRows];
-    for (int r = 0; r < num_rows; ++r) weights[r] = task.scores + r * task.score_stride;
-    for (std::int64_t run = 0; run < task.num_runs; ++run) {
-      const std::int64_t length = task.runs[run].end - task.runs[run].begin;
-      const float* values = task.values + task.runs[run].begin * task.value_stride + column;
-      tile_fp32_rows<Lanes, kPanel / Lanes::kWide>(num_rows, weights, values, task.value_stride, length, tile, kPanel,
-                                                   run != 0);
-      for (int r = 0; r < num_rows; ++r) weights[r] += length;
-    }
-    for (int r = 0; r < num_rows; ++r) {
-      const auto inverse = Lanes::set(1.0F / sums[r]);
-      for (int i = 0; i < kPanel; i += kHalf) {
-        Lanes::store(task.out[r] + column + i, Lanes::mul(Lanes::load(tile + r * kPanel + i), inverse));
-      }
-    }
+  constexpr std::int64_t kColumns = Lanes::kFloatPanels * kPanel;
+  std::int64_t column = 0;
+  for (; column + kColumns <= task.head_dim; column += kColumns) {
+    mix_values<Lanes, Lanes::kFloatPanels>(task, sums, column);
   }
+  for (; column < task.head_dim; column += kPanel) mix_values<Lanes, 1>(task, sums, column);
 }
 
 template <class Lanes>
@@ -432,9 +470,17 @@ void exp8(const float* in, float* out) {
 
 template <class Lanes>
 constexpr Kernels kernels(const char* name) {
-  return {
-      name,           Lanes::kByteLevels, &matmul_fp32<Lanes>, &matmul_int8<Lanes>, &rms_norm<Lanes>, &quantize<Lanes>,
-      &rotate<Lanes>, &attend<Lanes>,     &exp8<Lanes>};
+  return {name,
+          Lanes::kGroup,
+          Lanes::kFloatRows,
+          kBlockRows,
+          &matmul_fp32<Lanes>,
+          &matmul_int8<Lanes>,
+          &rms_norm<Lanes>,
+          &quantize<Lanes>,
+          &rotate<Lanes>,
+          &attend<Lanes>,
+          &exp8<Lanes>};
 }
 
 }  // namespace

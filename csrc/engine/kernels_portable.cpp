@@ -9,6 +9,11 @@ namespace {
 
 struct Portable {
   static constexpr int kWide = 8;
+  using Many = Portable;
+  static constexpr int kMany = 8;
+  static constexpr int kFloatRows = 6;
+  static constexpr int kFloatPanels = 1;
+  static constexpr int kGroup = 2;
   static constexpr int kByteLevels = 0;
   static constexpr float kLowest = -3.0e38F;
   struct Eight {
@@ -86,7 +91,9 @@ struct Portable {
   }
   static void store_rounded(std::int16_t* to, const Eight& x) {
     constexpr float kShift = 12582912.0F;
-    for (int i = 0; i < 8; ++i) to[i / 2 * kPairs + i % 2] = static_cast<std::int16_t>((x.lane[i] + kShift) - kShift);
+    for (int i = 0; i < 8; ++i) {
+      to[i / 2 * 2 * kTileRows + i % 2] = static_cast<std::int16_t>((x.lane[i] + kShift) - kShift);
+    }
   }
 
   static Wide zero_wide() { return set(0.0F); }
@@ -105,12 +112,15 @@ struct Portable {
     std::memcpy(out.lane, codes, sizeof codes);
     return out;
   }
-  static void dot_pairs(WideInt* sums, const std::int16_t* a, const WideInt* b) {
+  static void dot_group(WideInt* sums, const std::int16_t* a, const WideInt* b) {
     for (int v = 0; v < kPanel / kWide; ++v) {
       std::int16_t codes[16];
       std::memcpy(codes, b[v].lane, sizeof codes);
       for (int i = 0; i < 8; ++i) sums[v].lane[i] += a[0] * codes[2 * i] + a[1] * codes[2 * i + 1];
     }
+  }
+  static void join(const WideInt* sums, WideInt* whole) {
+    for (int v = 0; v < kPanel / kWide; ++v) whole[v] = sums[v];
   }
   static Wide to_float(const WideInt& from) {
     return each([&](int i) { return static_cast<float>(from.lane[i]); });

@@ -34,8 +34,9 @@ void ModelShape::check() const {
   require(std::isfinite(eps) && eps > 0, "eps", "above 0", std::to_string(eps));
   require(std::isfinite(rope_scale) && rope_scale > 0, "rope_scale", "above 0", std::to_string(rope_scale));
   const std::int64_t widest = std::max({hidden, intermediate, query_width()});
-  require(activation_levels >= 0 && activation_levels <= INT32_MAX / (kLargestCode * widest), "activation_levels",
-          "codes whose sums have 32 bits", std::to_string(activation_levels));
+  const bool fit = activation_levels <= kMostLevels && activation_levels <= INT32_MAX / (kLargestCode * widest);
+  require(activation_levels >= 0 && fit, "activation_levels", "codes of 12 bits whose sums have 32 bits",
+          std::to_string(activation_levels));
 }
 
 PackedMatrix::PackedMatrix(const float* bias, std::int64_t out, std::int64_t in) : out_(out), in_(in) {
@@ -53,16 +54,16 @@ PackedMatrix PackedMatrix::fp32(const float* weight, const float* bias, std::int
 }
 
 PackedMatrix PackedMatrix::int8(const std::int8_t* codes, const float* scales, const float* bias, std::int64_t out,
-                                std::int64_t in) {
+                                std::int64_t in, int group) {
   PackedMatrix packed(bias, out, in);
   packed.scales_.assign(scales, scales + out);
-  packed.int8_.resize(static_cast<std::size_t>(out * in));
+  packed.int8_.resize(static_cast<std::size_t>(out * in + kCodeStep * kPanel));
   packed.offsets_.resize(static_cast<std::size_t>(out));
   for (std::int64_t row = 0; row < out; ++row) {
-    std::int8_t* panel = packed.int8_.data() + row / kPanel * kPanel * in + row % kPanel * 2;
+    std::int8_t* panel = packed.int8_.data() + row / kPanel * kPanel * in + row % kPanel * group;
     std::int32_t sum = 0;
     for (std::int64_t k = 0; k < in; ++k) {
-      panel[k / 2 * 2 * kPanel + k % 2] = codes[row * in + k];
+      panel[k / group * group * kPanel + k % group] = codes[row * in + k];
       sum += codes[row * in + k];
     }
     packed.offsets_[static_cast<std::size_t>(row)] = -kByteOffset * sum;

@@ -6,7 +6,8 @@
 //               x += W_down (silu(W_gate norm(x)) * W_up norm(x))
 //   out = norm(x[last])
 //
-// Model holds the weights and is shared; Session holds keys, values and scratch, and serves one caller at a time.
+// Model holds the weights, in one instruction set's panels, and is shared; Session holds keys, values and scratch, and
+// serves one caller at a time.
 #pragma once
 
 #include <cstdint>
@@ -36,10 +37,10 @@ struct ModelShape {
 class PackedMatrix {
  public:
   PackedMatrix() = default;
-  // weight [out][in], bias [out] or null. out a multiple of 16, in of 8.
+  // weight [out][in], bias [out] or null. out a multiple of 16, in of 8. `group`: Kernels::group.
   static PackedMatrix fp32(const float* weight, const float* bias, std::int64_t out, std::int64_t in);
   static PackedMatrix int8(const std::int8_t* codes, const float* scales, const float* bias, std::int64_t out,
-                           std::int64_t in);
+                           std::int64_t in, int group);
   Panels panels() const;
   std::int64_t num_panels() const { return out_ / kPanel; }
   std::int64_t num_bytes() const;
@@ -63,6 +64,7 @@ struct Layer {
 
 struct Model {
   ModelShape shape;
+  const Kernels* kernels;                // that the weights are packed for
   LargeArray<std::uint16_t> embed_bf16;  // [vocabulary][hidden], or
   LargeArray<float> embed_fp32;
   std::vector<Layer> layers;

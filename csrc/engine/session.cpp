@@ -11,9 +11,6 @@
 namespace rgalign::engine {
 namespace {
 
-// Rows that one thread takes through a layer: their activations stay in its cache while the weights stream past.
-constexpr std::int64_t kChunkRows = 16 * kTileRows;
-
 template <class Array>
 void grow(Array& array, std::int64_t size) {
   if (static_cast<std::int64_t>(array.size()) < size) array.resize(static_cast<std::size_t>(size));
@@ -34,9 +31,9 @@ float from_bf16(std::uint16_t bits) {
 }  // namespace
 
 // Rows of 4,096 bytes, or nearly, would all lie in the same few sets of the cache.
-Session::Session(const Model& model, const Kernels& kernels, std::int64_t num_threads)
+Session::Session(const Model& model, std::int64_t num_threads)
     : model_(model),
-      kernels_(kernels),
+      kernels_(*model.kernels),
       num_threads_(num_threads),
       qkv_stride_(model.shape.query_width() + 2 * model.shape.kv_width() + kPanel),
       seats_(static_cast<std::size_t>(num_threads)) {}
@@ -97,9 +94,10 @@ void Session::run(const Pack& pack) {
 
 template <class Body>
 void Session::in_chunks(std::int64_t count, const Body& body) {
-  const std::int64_t share = (count + num_threads_ - 1) / num_threads_;
-  const std::int64_t size = std::min(kChunkRows, (share + kTileRows - 1) / kTileRows * kTileRows);
   if (count == 0) return;
+  const std::int64_t share = (count + num_threads_ - 1) / num_threads_;
+  const std::int64_t chunks = (share + kernels_.chunk_rows - 1) / kernels_.chunk_rows;  // of each thread
+  const std::int64_t size = (share + chunks - 1) / chunks;
   shared_pool().run((count + size - 1) / size, num_threads_, [&](std::int64_t chunk, std::int64_t seat) {
     const DefaultFloatEnvironment environment;
     const std::int64_t first = chunk * size;
@@ -120,14 +118,15 @@ void Session::reserve(const Pack& pack) {
   const std::int64_t known = static_cast<std::int64_t>(tokens_.size());
   grow(tokens_, pack.num_new);
   if (known < pack.num_new) std::iota(tokens_.begin() + known, tokens_.end(), static_cast<std::int32_t>(known));
-  const std::int64_t widest = std::max({shape.hidden, shape.query_width(), shape.intermediate}) + kPanel;
+  const std::int64_t widest = std::max({shape.hidden, shape.query_width(), shape.intermediate});
+  const std::int64_t rows = kernels_.chunk_rows;
   for (Seat& seat : seats_) {
-    grow(seat.normed, kChunkRows * shape.hidden);
-    grow(seat.attended, kChunkRows * shape.query_width());
-    grow(seat.gated, kChunkRows * shape.intermediate);
-    grow(seat.scores, kTileRows * (capacity_ + kHalf));
-    grow(seat.codes, shape.activation_levels > 0 ? kChunkRows * widest : 0);
-    grow(seat.row_scales, kChunkRows);
+    grow(seat.normed, rows * shape.hidden);
+    grow(seat.attended, rows * shape.query_width());
+    grow(seat.gated, rows * shape.intermediate);
+    grow(seat.scores, kernels_.attention_rows * (capacity_ + kPanel + kHalf));
+    grow(seat.codes, shape.activation_levels > 0 ? num_codes(rows, widest) : 0);
+    grow(seat.row_scales, rows);
     seat.runs.reserve(static_cast<std::size_t>(capacity_ + 2));
   }
 }
@@ -258,7 +257,7 @@ void Session::store(std::int64_t layer, std::int64_t position, const float* qkv)
   std::copy(key, key + shape.kv_width(), values_of(layer) + position * shape.kv_width());
 }
 
-// Rows (token, query head) that share a key-value head go through attention kTileRows at a time.
+// Rows (token, query head) that share a key-value head go through attention several at a time.
 void Session::attend(std::int64_t layer, const Pack& pack, const Rows& rows, Seat& seat) {
   const ModelShape& shape = model_.shape;
   const std::int64_t group = shape.num_heads / shape.num_kv_heads;
@@ -268,7 +267,7 @@ void Session::attend(std::int64_t layer, const Pack& pack, const Rows& rows, Sea
   task.head_dim = shape.head_dim;
   task.scale = 1.0F / std::sqrt(static_cast<float>(shape.head_dim));
   task.scores = seat.scores.data();
-  task.score_stride = static_cast<std::int64_t>(seat.scores.size()) / kTileRows;
+  task.score_stride = static_cast<std::int64_t>(seat.scores.size()) / kernels_.attention_rows;
   for (std::int64_t first = 0; first < rows.count;) {
     const Segment& segment = pack.segments[segment_of_[static_cast<std::size_t>(rows.tokens[first])]];
     std::int64_t end = first + 1;
@@ -280,8 +279,8 @@ void Session::attend(std::int64_t layer, const Pack& pack, const Rows& rows, Sea
     for (std::int64_t head = 0; head < shape.num_kv_heads; ++head) {
       task.keys = keys_of(layer, head);
       task.values = values_of(layer) + head * shape.head_dim;
-      for (std::int64_t place = 0; place < (end - first) * group; place += kTileRows) {
-        task.num_rows = std::min<std::int64_t>(kTileRows, (end - first) * group - place);
+      for (std::int64_t place = 0; place < (end - first) * group; place += kernels_.attention_rows) {
+        task.num_rows = std::min<std::int64_t>(kernels_.attention_rows, (end - first) * group - place);
         task.num_keys = 0;
         for (std::int64_t r = 0; r < task.num_rows; ++r) {
           const std::int64_t row = first + (place + r) / group;
@@ -346,9 +345,8 @@ void Session::multiply(const PackedMatrix& weight, std::int64_t first_panel, std
       nullptr,         in_stride,   epilogue,   out,      out_stride};
   if (product.weight.fp32 != nullptr) return kernels_.matmul_fp32(product);
   for (std::int64_t row = 0; row < num_rows; ++row) {
-    std::int16_t* codes = seat.codes.data() + row / kTileRows * kTileRows * product.weight.in + row % kTileRows * 2;
-    seat.row_scales[static_cast<std::size_t>(row)] =
-        kernels_.quantize(in + row * in_stride, product.weight.in, model_.shape.activation_levels, codes);
+    seat.row_scales[static_cast<std::size_t>(row)] = kernels_.quantize(
+        in + row * in_stride, product.weight.in, model_.shape.activation_levels, row, seat.codes.data());
   }
   product.codes = seat.codes.data();
   product.row_scales = seat.row_scales.data();

@@ -35,7 +35,7 @@ struct Pack {
 
 class Session {
  public:
-  Session(const Model& model, const Kernels& kernels, std::int64_t num_threads);
+  Session(const Model& model, std::int64_t num_threads);
 
   // Keys and values of tokens before every prompt; forgets the previous pack. Without tokens: no prefix.
   void set_prefix(const std::int32_t* token_ids, std::int64_t count);
@@ -47,8 +47,8 @@ class Session {
  private:
   // Scratch of one thread.
   struct Seat {
-    LargeArray<float> normed, attended, gated;  // [kChunkRows][..]
-    LargeArray<float> scores;                   // [kTileRows][score_stride]
+    LargeArray<float> normed, attended, gated;  // [chunk_rows][..]
+    LargeArray<float> scores;                   // [attention_rows][score_stride]
     LargeArray<std::int16_t> codes;
     std::vector<float> row_scales;
     std::vector<Run> runs;

@@ -24,8 +24,10 @@ using Codes = py::array_t<std::int8_t, py::array::c_style>;
 using Bf16 = py::array_t<std::uint16_t, py::array::c_style>;
 using Vector = std::optional<Scores>;
 
-constexpr std::pair<const char*, InstructionSet> kInstructionSets[] = {
-    {"avx512", InstructionSet::kAvx512}, {"avx2", InstructionSet::kAvx2}, {"portable", InstructionSet::kPortable}};
+constexpr std::pair<const char*, InstructionSet> kInstructionSets[] = {{"amx", InstructionSet::kAmx},
+                                                                       {"avx512", InstructionSet::kAvx512},
+                                                                       {"avx2", InstructionSet::kAvx2},
+                                                                       {"portable", InstructionSet::kPortable}};
 
 const Kernels& kernels_named(const std::string& name) {
   for (const auto& [known, set] : kInstructionSets) {
@@ -87,7 +89,7 @@ PackedMatrix packed(const Model& model, const py::dict& layer, const std::string
     const auto scales = array_named<Scores>(layer, scale_name);
     require_sizes(weight_name, codes, {out, in});
     require_sizes(scale_name, scales, {out});
-    return PackedMatrix::int8(codes.data(), scales.data(), bias_data, out, in);
+    return PackedMatrix::int8(codes.data(), scales.data(), bias_data, out, in, model.kernels->group);
   }
   const auto weight = array_named<Scores>(layer, weight_name);
   require_sizes(weight_name, weight, {out, in});
@@ -95,8 +97,10 @@ PackedMatrix packed(const Model& model, const py::dict& layer, const std::string
 }
 
 std::unique_ptr<Model> make_model(const py::dict& shape, const std::optional<Bf16>& embed_bf16, const Vector& embed,
-                                  const Scores& final_norm, const Scores& inverse_frequencies) {
+                                  const Scores& final_norm, const Scores& inverse_frequencies,
+                                  const std::string& instructions) {
   auto model = std::make_unique<Model>();
+  model->kernels = &kernels_named(instructions);
   const auto size = [&](const char* name) { return shape[name].cast<std::int64_t>(); };
   model->shape = {size("num_layers"),
                   size("hidden"),
@@ -146,12 +150,12 @@ void add_layer(Model& model, const py::dict& layer) {
   model.layers.push_back(std::move(made));
 }
 
-std::unique_ptr<Session> make_session(const Model& model, std::int64_t num_threads, const std::string& instructions) {
+std::unique_ptr<Session> make_session(const Model& model, std::int64_t num_threads) {
   if (static_cast<std::int64_t>(model.layers.size()) != model.shape.num_layers) {
     throw py::value_error("layers: required " + std::to_string(model.shape.num_layers) + "; received " +
                           std::to_string(model.layers.size()));
   }
-  return std::make_unique<Session>(model, kernels_named(instructions), num_threads);
+  return std::make_unique<Session>(model, num_threads);
 }
 
 void set_prefix(Session& session, const Ints& token_ids) {
@@ -186,12 +190,11 @@ void bind_engine(py::module_& module) {
   py::class_<Model>(module, "EngineModel", "See rgalign.reasoner.engine.artifact.")
       .def(py::init(&make_model), py::arg("shape"), py::arg("embed_bf16").noconvert(),
            py::arg("embed_fp32").noconvert(), py::arg("final_norm").noconvert(),
-           py::arg("inverse_frequencies").noconvert())
+           py::arg("inverse_frequencies").noconvert(), py::arg("instructions"))
       .def("add_layer", &add_layer, py::arg("layer"))
       .def_property_readonly("num_bytes", &Model::num_bytes);
   py::class_<Session>(module, "EngineSession", "One caller's forward passes. See rgalign.reasoner.engine.reasoner.")
-      .def(py::init(&make_session), py::arg("model"), py::arg("num_threads"), py::arg("instructions"),
-           py::keep_alive<1, 2>())
+      .def(py::init(&make_session), py::arg("model"), py::arg("num_threads"), py::keep_alive<1, 2>())
       .def("set_prefix", &set_prefix, py::arg("token_ids").noconvert())
       .def("forward", &forward, py::arg("hidden"), py::arg("token_ids").noconvert(), py::arg("depths").noconvert(),
            py::arg("given").noconvert(), py::arg("segments").noconvert(), py::arg("runs").noconvert(),

@@ -1,7 +1,8 @@
-// exp's stated error, products against plain sums (integer ones of the largest codes, in 16 bits and in bytes), and
-// where codes are written, for every set this CPU has.
+// exp's stated error, products against plain sums (integer ones of the largest codes, with any epilogue the same bits
+// as portable ones), and that codes of rows lie apart, for every set this CPU has.
 #include <algorithm>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <vector>
 
@@ -31,62 +32,91 @@ void test_exp(const Kernels& kernels) {
   require(worst > 0.0, "exp cannot be exact", kernels.name);
 }
 
-// A row's place: see Kernels::quantize.
-std::size_t row_place(std::int64_t row, std::int64_t in) {
-  return static_cast<std::size_t>(row / kTileRows * kTileRows * in + row % kTileRows * 2);
+// A product of every unkind shape, as one set computes it.
+struct Shape {
+  std::int64_t rows, in, panels;
+  int levels;
+  Epilogue epilogue;
+};
+
+int code(const Shape& shape, std::int64_t row, std::int64_t k) {
+  if (k == 0) return shape.levels;
+  return (row * shape.in + k) % 5 == 0 ? -shape.levels : shape.levels - static_cast<int>(row * 3 + k % 2);
 }
 
-// What lies where the code of (row, k) does: see Product::codes.
-int code_at(const std::vector<std::int16_t>& codes, std::int64_t row, std::int64_t k, std::int64_t in, bool bytes) {
-  const std::int16_t* place = codes.data() + row_place(row, in);
-  if (!bytes) return place[k / 2 * kPairs + k % 2];
-  return reinterpret_cast<const std::uint8_t*>(place)[k / 4 * 4 * kTileRows + k % 4] - kByteOffset;
+// Codes at their limits: what vpmaddubsw would saturate.
+int weight_code(const Shape& shape, std::int64_t column, std::int64_t k) {
+  return (column * shape.in + k) % 7 == 0 ? -127 : 127 - static_cast<int>(column % 3);
 }
 
-// Codes at their limits: what vpmaddubsw would saturate. Unused places of the last tile hold codes that would show.
+std::int64_t out_width(const Shape& shape) {
+  return shape.panels * (shape.epilogue == Epilogue::kSwiglu ? kHalf : kPanel);
+}
+
+std::vector<float> product(const Kernels& kernels, const Shape& shape, bool plain) {
+  const std::int64_t columns = shape.panels * kPanel, in = shape.in;
+  // Unused places of the last tile, and what lies behind the last panel, would show in a sum.
+  std::vector<std::int16_t> codes(static_cast<std::size_t>(num_codes(shape.rows, in)), 0x5A5A);
+  std::vector<std::int8_t> weight(static_cast<std::size_t>(columns * in + kCodeStep * kPanel), 77);
+  std::vector<std::int32_t> offsets(static_cast<std::size_t>(columns));
+  std::vector<float> scales, bias, row_scales(static_cast<std::size_t>(shape.rows));
+  const int group = kernels.group;
+  for (std::int64_t column = 0; column < columns; ++column) {
+    const std::int64_t panel = column / kPanel * kPanel * in;
+    for (std::int64_t k = 0; k < in; ++k) {
+      const std::int64_t place = panel + k / group * group * kPanel + column % kPanel * group + k % group;
+      weight[static_cast<std::size_t>(place)] = static_cast<std::int8_t>(weight_code(shape, column, k));
+      offsets[static_cast<std::size_t>(column)] -= kByteOffset * weight_code(shape, column, k);
+    }
+    scales.push_back(plain ? 1.0F : 1e-5F * static_cast<float>(column % 11 + 1));
+    bias.push_back(0.125F * static_cast<float>(column % 5) - 0.25F);
+  }
+  for (std::int64_t row = 0; row < shape.rows; ++row) {
+    std::vector<float> in_row;
+    for (std::int64_t k = 0; k < in; ++k) in_row.push_back(static_cast<float>(code(shape, row, k)));
+    const float scale = kernels.quantize(in_row.data(), in, shape.levels, row, codes.data());
+    require(scale == 1.0F, "a scale", kernels.name);
+    row_scales[static_cast<std::size_t>(row)] = plain ? scale : 1.0F / static_cast<float>(row + 3);
+  }
+  const std::int64_t stride = out_width(shape) + 8;
+  std::vector<float> out(static_cast<std::size_t>(shape.rows * stride), 3.0F);
+  kernels.matmul_int8({{nullptr, weight.data(), scales.data(), offsets.data(), plain ? nullptr : bias.data(), in},
+                       0,
+                       shape.panels,
+                       shape.rows,
+                       nullptr,
+                       codes.data(),
+                       shape.levels,
+                       row_scales.data(),
+                       0,
+                       shape.epilogue,
+                       out.data(),
+                       stride});
+  return out;
+}
+
+// Integer sums are exact, so every set gives the plain sum, and with scales, bias and any epilogue the first set's
+// bits.
 void test_products(const Kernels& kernels, int levels) {
-  constexpr std::int64_t kIn = 40, kPanels = 3;
-  for (std::int64_t rows = 1; rows <= 2 * kTileRows + 1; ++rows) {
-    std::vector<std::int8_t> weight(kPanels * kPanel * kIn);
-    std::vector<std::int16_t> codes(static_cast<std::size_t>((rows / kTileRows + 1) * kTileRows * kIn), 1999);
-    for (std::size_t i = 0; i < weight.size(); ++i) weight[i] = static_cast<std::int8_t>(i % 7 == 0 ? -127 : 127);
-    const auto code = [&](std::int64_t row, std::int64_t k) {
-      return k == 0 ? levels : (row * kIn + k) % 5 == 0 ? -levels : levels - static_cast<int>(row);
-    };
-    for (std::int64_t row = 0; row < rows; ++row) {
-      float in[kIn];
-      for (std::int64_t k = 0; k < kIn; ++k) in[k] = static_cast<float>(code(row, k));
-      require(kernels.quantize(in, kIn, levels, codes.data() + row_place(row, kIn)) == 1.0F, "a scale", kernels.name);
-    }
-    std::vector<std::int32_t> offsets(kPanels * kPanel);
-    for (std::size_t i = 0; i < weight.size(); ++i) {
-      const std::size_t panel = i / (kPanel * kIn), column = i / 2 % kPanel;
-      offsets[panel * kPanel + column] -= kByteOffset * weight[i];
-    }
-    const std::vector<float> ones(static_cast<std::size_t>(rows) + kPanels * kPanel, 1.0F);
-    std::vector<float> out(static_cast<std::size_t>(rows) * kPanels * kPanel);
-    kernels.matmul_int8({{nullptr, weight.data(), ones.data(), offsets.data(), nullptr, kIn},
-                         0,
-                         kPanels,
-                         rows,
-                         nullptr,
-                         codes.data(),
-                         levels,
-                         ones.data(),
-                         0,
-                         Epilogue::kStore,
-                         out.data(),
-                         kPanels * kPanel});
-    for (std::int64_t row = 0; row < rows; ++row) {
-      for (std::int64_t column = 0; column < kPanels * kPanel; ++column) {
-        const std::int64_t panel = column / kPanel * kPanel * kIn;
-        std::int64_t sum = 0;
-        for (std::int64_t k = 0; k < kIn; ++k) {
-          sum +=
-              code(row, k) * weight[static_cast<std::size_t>(panel + k / 2 * 2 * kPanel + column % kPanel * 2 + k % 2)];
+  for (const std::int64_t rows : {1, 2, 3, 4, 5, 6, 7, 13, 15, 16, 17, 33}) {
+    for (const std::int64_t in : {16, 40, 64, 80, 192}) {
+      for (const std::int64_t panels : {1, 2, 3}) {
+        const Shape shape{rows, in, panels, levels, Epilogue::kStore};
+        const std::vector<float> out = product(kernels, shape, true);
+        for (std::int64_t row = 0; row < rows; ++row) {
+          for (std::int64_t column = 0; column < out_width(shape) + 8; ++column) {
+            std::int64_t sum = 0;
+            for (std::int64_t k = 0; k < in; ++k) sum += code(shape, row, k) * weight_code(shape, column, k);
+            const float expected = column < out_width(shape) ? static_cast<float>(sum) : 3.0F;
+            require(out[static_cast<std::size_t>(row * (out_width(shape) + 8) + column)] == expected,
+                    "a product is wrong", kernels.name);
+          }
         }
-        require(out[static_cast<std::size_t>(row * kPanels * kPanel + column)] == static_cast<float>(sum),
-                "a product is wrong", kernels.name);
+        for (const Epilogue epilogue : {Epilogue::kStore, Epilogue::kAdd, Epilogue::kSwiglu}) {
+          const Shape finished{rows, in, panels, levels, epilogue};
+          require(product(kernels, finished, false) == product(detail::portable_kernels, finished, false),
+                  "a product is not the portable one, bit for bit", kernels.name);
+        }
       }
     }
   }
@@ -123,36 +153,43 @@ void test_float_products(const Kernels& kernels) {
   }
 }
 
-void test_codes_lie_in_tiles(const Kernels& kernels, int levels) {
-  constexpr std::int64_t kIn = 16;
-  const bool bytes = levels <= kernels.byte_levels;
-  for (std::int64_t row = 0; row < 2 * kTileRows; ++row) {
-    float in[kIn];
-    for (std::int64_t k = 0; k < kIn; ++k) in[k] = static_cast<float>(k * (k % 2 == 0 ? 1 : -1));
-    in[0] = static_cast<float>(levels);
-    std::vector<std::int16_t> codes(2 * kTileRows * kIn, 77);
-    const float scale = kernels.quantize(in, kIn, levels, codes.data() + row_place(row, kIn));
-    require(scale == 1.0F, "a row's scale is wrong", kernels.name);
-    std::size_t untouched = 0;
-    for (const std::int16_t code : codes) untouched += code == 77 ? 1 : 0;
-    require(untouched == codes.size() - kIn / (bytes ? 2 : 1), "another row's codes are written", kernels.name);
-    for (std::int64_t k = 0; k < kIn; ++k) {
-      require(code_at(codes, row, k, kIn, bytes) == static_cast<int>(in[k]), "a code is wrong", kernels.name);
+// A row's codes are written in places of its own: a second row's leave the product of the first one as it was.
+void test_rows_of_codes_lie_apart(const Kernels& kernels, int levels) {
+  constexpr std::int64_t kIn = 80, kRows = 35;
+  std::vector<int> writers(static_cast<std::size_t>(2 * num_codes(kRows, kIn)));
+  for (std::int64_t row = 0; row < kRows; ++row) {
+    std::vector<float> in(kIn, -1.0F);
+    in[0] = 1.0F;
+    std::vector<std::int16_t> before(static_cast<std::size_t>(num_codes(kRows, kIn)), 0x5A5A), after = before;
+    require(kernels.quantize(in.data(), kIn, levels, row, after.data()) == 1.0F / static_cast<float>(levels),
+            "a row's scale is wrong", kernels.name);
+    const auto* from = reinterpret_cast<const std::uint8_t*>(before.data());
+    const auto* to = reinterpret_cast<const std::uint8_t*>(after.data());
+    std::int64_t written = 0;
+    for (std::size_t i = 0; i < writers.size(); ++i) {
+      if (from[i] == to[i]) continue;
+      ++written;
+      require(writers[i]++ == 0, "another row's codes are written", kernels.name);
     }
+    require(written >= kIn, "codes are missing", kernels.name);
   }
 }
 
 }  // namespace
 
 int main() {
-  for (const InstructionSet set : {InstructionSet::kPortable, InstructionSet::kAvx2, InstructionSet::kAvx512}) {
+  for (const InstructionSet set :
+       {InstructionSet::kPortable, InstructionSet::kAvx2, InstructionSet::kAvx512, InstructionSet::kAmx}) {
     const Kernels* kernels = kernels_of(set);
-    if (kernels == nullptr) continue;
+    if (kernels == nullptr) {
+      std::printf("skipped: this CPU, or its system, does not have instruction set %d\n", static_cast<int>(set));
+      continue;
+    }
     test_exp(*kernels);
     test_float_products(*kernels);
-    for (const int levels : {127, 2047}) {
+    for (const int levels : {127, kMostLevels}) {
       test_products(*kernels, levels);
-      test_codes_lie_in_tiles(*kernels, levels);
+      test_rows_of_codes_lie_apart(*kernels, levels);
     }
   }
   return failures == 0 ? 0 : 1;

@@ -144,22 +144,22 @@ Work product(bool int8) {
 Work norm_and_quantise() {
   constexpr std::int64_t kIn = 576;
   const auto row = std::make_shared<std::vector<float>>(numbers<float>(kIn, 1));
+  const auto codes = std::make_shared<std::vector<std::int16_t>>(engine::num_codes(1, kIn));
   return {[=] {
             std::vector<float> normed(kIn);
-            std::vector<std::int16_t> codes(engine::kTileRows * kIn);
             const engine::Kernels* kernels = engine::kernels_of(engine::InstructionSet::kAvx2);
             kernels->rms_norm(row->data(), row->data(), kIn, 1e-5F, normed.data());
-            kernels->quantize(normed.data(), kIn, 127, codes.data());
+            kernels->quantize(normed.data(), kIn, 127, 0, codes->data());
           },
           kIn};
 }
 
 // A unit: a key of 64 coordinates that one row attends to; 6 rows, 256 shared keys.
 Work attention() {
-  constexpr std::int64_t kDim = 64, kKeys = 256;
+  constexpr std::int64_t kDim = 64, kKeys = 256, kRows = 6;
   const auto store = std::make_shared<std::vector<float>>(numbers<float>(2 * kKeys * kDim, 1));
-  const auto rows = std::make_shared<std::vector<float>>(numbers<float>(2 * engine::kTileRows * kDim, 1));
-  const auto scores = std::make_shared<std::vector<float>>(engine::kTileRows * kKeys);
+  const auto rows = std::make_shared<std::vector<float>>(numbers<float>(2 * kRows * kDim, 1));
+  const auto scores = std::make_shared<std::vector<float>>(kRows * (kKeys + engine::kPanel));
   return {[=] {
             const engine::Run run{0, kKeys};
             engine::Attention task{};
@@ -171,17 +171,17 @@ Work attention() {
             task.runs = &run;
             task.num_runs = 1;
             task.num_keys = kKeys;
-            task.num_rows = engine::kTileRows;
-            for (std::int64_t row = 0; row < engine::kTileRows; ++row) {
+            task.num_rows = kRows;
+            for (std::int64_t row = 0; row < kRows; ++row) {
               task.queries[row] = rows->data() + row * kDim;
               task.visible[row] = kKeys;
-              task.out[row] = rows->data() + (engine::kTileRows + row) * kDim;
+              task.out[row] = rows->data() + (kRows + row) * kDim;
             }
             task.scores = scores->data();
-            task.score_stride = kKeys;
+            task.score_stride = kKeys + engine::kPanel;
             engine::kernels_of(engine::InstructionSet::kAvx2)->attend(task);
           },
-          engine::kTileRows * kKeys};
+          kRows * kKeys};
 }
 
 const std::map<std::string, std::function<Work()>> kWork = {

@@ -28,6 +28,7 @@ SEAL = "seal"  # of the manifest: hash of all else that it says
 STATE_SHIFT = "state_shift"  # [D], by which quantisation moves every state; absent if it was not calibrated
 FORMAT = 1  # raise when a tensor's meaning changes
 MANIFEST, TENSORS, REPORT = "manifest.json", "tensors.safetensors", "quantization"
+INSTRUCTION_SETS = tuple(_C.engine_instruction_sets())  # what this machine can compute with, the best first
 
 
 @dataclass(frozen=True)
@@ -119,17 +120,23 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
+def load_model(directory: Path, manifest: Manifest, instructions: str = "auto") -> _C.EngineModel:
     """The weights in this processor's panels. ``manifest`` is :func:`read_manifest`'s, so the file is whole.
 
+    Args:
+        instructions: one of ``INSTRUCTION_SETS``, for tests and benchmarks; "auto" is the first. The same bits.
+
     Raises:
-        ConfigError: bf16, which this engine computes on a GPU only.
+        ConfigError: bf16, which this engine computes on a GPU only; an instruction set that is not here.
         DataError: a tensor is missing or has not the size that the manifest says, or a size is none of an engine.
     """
     config = manifest.config
     if manifest.dtype == "bf16":
         required = "fp32, int8 or int8a12 on a CPU (bf16 is for CUDA only)"
         raise ConfigError(where=f"engine {directory}", required=required, received="bf16")
+    if instructions not in ("auto", *INSTRUCTION_SETS):
+        required = f"auto or one of {', '.join(INSTRUCTION_SETS)}"
+        raise ConfigError(where="engine instructions", required=required, received=repr(instructions))
     try:
         widest = max(config.hidden, config.intermediate, config.num_heads * config.head_dim)
         shape = {**asdict(config), "activation_levels": activation_levels(manifest.dtype, widest)}
@@ -148,6 +155,7 @@ def load_model(directory: Path, manifest: Manifest) -> _C.EngineModel:
                 embed_fp32=None if halved else embed,
                 final_norm=find("final_norm"),
                 inverse_frequencies=find("inverse_frequencies"),
+                instructions=instructions,
             )
             for index in range(config.num_layers):
                 start = f"layers.{index}."

@@ -25,7 +25,6 @@ from rgalign.reasoner.prefix_tree import PrefixTree, TokenIds, prefix_trees
 
 EnginePooling = Literal["ltp", "eos"]
 POOLINGS: tuple[EnginePooling, ...] = get_args(EnginePooling)
-INSTRUCTION_SETS = tuple(_C.engine_instruction_sets())  # what this machine can compute with, the best first
 
 
 class EngineReasoner:
@@ -37,7 +36,6 @@ class EngineReasoner:
         tokenizer: only carried, for the prompts' encoder; ``eos_token_id`` is read with pooling ``eos``.
         threads: cores to use.
         max_batch_tokens: new tokens of one forward pass; longer calls are split, a longer prompt is computed whole.
-        instructions: one of ``INSTRUCTION_SETS``, for tests; the same bits.
         state_shift: [D] to subtract from the states at the prompt's last token (:func:`build_engine` measures it); not
             from those at an end-of-text token, where it was not measured.
     """
@@ -51,14 +49,10 @@ class EngineReasoner:
         threads: int = 1,
         pooling: EnginePooling = "ltp",
         max_batch_tokens: int = 256,
-        instructions: str = "auto",
         state_shift: torch.Tensor | None = None,
     ) -> None:
         if threads < 1:
             raise ConfigError(where="EngineReasoner threads", required="at least 1", received=str(threads))
-        if instructions not in ("auto", *INSTRUCTION_SETS):
-            required = f"auto or one of {', '.join(INSTRUCTION_SETS)}"
-            raise ConfigError(where="EngineReasoner instructions", required=required, received=repr(instructions))
         if pooling not in ("ltp", "eos"):
             raise ConfigError(where="EngineReasoner pooling", required="ltp or eos", received=repr(pooling))
         self.model = model
@@ -74,7 +68,7 @@ class EngineReasoner:
             "dtype": manifest.dtype,
             "engine": manifest.hash,
         }
-        self._session = _C.EngineSession(model, threads, instructions)
+        self._session = _C.EngineSession(model, threads)
         self._prefix: tuple[int, ...] = ()
         self._in_use = threading.Lock()
 

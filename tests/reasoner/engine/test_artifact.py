@@ -130,26 +130,23 @@ def test_an_int8_layer_is_numpys_to_the_bit(levels: int) -> None:
         "activation_levels": levels,
         "vocabulary": vocabulary,
     }
-    model = _C.EngineModel(shape, None, embed, ones, np.ones(8, dtype=np.float32))
-    zeros = {
+    layer = {
+        "input_norm": ones,
+        "post_norm": ones,
+        "qkv.weight": codes,
+        "qkv.scale": scales,
+        "out.weight": out_codes,
+        "out.scale": out_scales,
         "gate_up.weight": np.zeros((32, hidden), np.int8),
         "gate_up.scale": np.ones(32, np.float32),
         "down.weight": np.zeros((hidden, 16), np.int8),
         "down.scale": ones,
     }
-    model.add_layer(
-        {
-            "input_norm": ones,
-            "post_norm": ones,
-            "qkv.weight": codes,
-            "qkv.scale": scales,
-            "out.weight": out_codes,
-            "out.scale": out_scales,
-            **zeros,
-        }
-    )
-    found = [
-        _C.EngineSession(model, 1, name).forward(
+
+    def state(instructions: str) -> np.ndarray[Any, Any]:
+        model = _C.EngineModel(shape, None, embed, ones, np.ones(8, dtype=np.float32), instructions)
+        model.add_layer(layer)
+        return _C.EngineSession(model, 1).forward(
             hidden,
             np.array([7], np.int32),
             np.zeros(1, np.int32),
@@ -158,8 +155,8 @@ def test_an_int8_layer_is_numpys_to_the_bit(levels: int) -> None:
             np.zeros((0, 2), np.int32),
             np.zeros(1, np.int32),
         )
-        for name in _C.engine_instruction_sets()
-    ]
+
+    found = [state(name) for name in _C.engine_instruction_sets()]
 
     def norm(x: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         squares = np.zeros(8, dtype=np.float64)

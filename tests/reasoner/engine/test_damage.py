@@ -241,7 +241,7 @@ def test_a_session_asks_for_all_layers(engine: Path) -> None:
     model = load_model(engine, read_manifest(engine))
     model.add_layer({name.removeprefix("layers.0."): value for name, value in numpy_tensors(engine).items()})
     with pytest.raises(ValueError, match="layers: required 3; received 4"):
-        _C.EngineSession(model, 1, "auto")
+        _C.EngineSession(model, 1)
 
 
 def numpy_tensors(engine: Path) -> dict[str, Any]:
