@@ -153,7 +153,7 @@ void test_float_products(const Kernels& kernels) {
   }
 }
 
-// A row's codes are written in places of its own: a second row's leave the product of the first one as it was.
+// A row's codes are written in places of its own.
 void test_rows_of_codes_lie_apart(const Kernels& kernels, int levels) {
   constexpr std::int64_t kIn = 80, kRows = 35;
   std::vector<int> writers(static_cast<std::size_t>(2 * num_codes(kRows, kIn)));
