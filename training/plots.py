@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from html import escape
 
 TEXT, MUTED, GRID, ZERO = "#1f2430", "#6b7280", "#e7e9ee", "#9aa1ad"
+LEFT = 62  # of a line plot's axis: a rotated label, and numbers of five characters
 
 
 @dataclass(frozen=True)
@@ -69,7 +70,7 @@ def line_plot(
     x_values, y_values = [p.x for p in points], [value for p in points for value in (p.low, p.high)]
     if diagonal:
         x_values = y_values = [0.0, *x_values, *y_values]
-    x, y = _fitted(x_values, 52, width - 14), _fitted(y_values, height - 42, 12)
+    x, y = _fitted(x_values, LEFT, width - 14), _fitted(y_values, height - 42, 12)
     parts = [_grid_y(y, x), _ticks_x(x, height - 42)]
     if diagonal:
         top = min(x.high, y.high)
@@ -82,7 +83,7 @@ def line_plot(
             if p.high > p.low:
                 parts.append(_line(x(p.x), y(p.low), x(p.x), y(p.high), line.colour))
             parts.append(_dot(x(p.x), y(p.y), line.colour, 2.6))
-    parts.append(_text((52 + width - 14) / 2, height - 6, x_label, anchor="middle", colour=MUTED))
+    parts.append(_text((LEFT + width - 14) / 2, height - 6, x_label, anchor="middle", colour=MUTED))
     middle = (height - 42 + 12) / 2
     rotated = f'transform="rotate(-90 12 {middle})"'
     parts.append(_text(12, middle, y_label, anchor="middle", colour=MUTED, extra=rotated))

@@ -14,7 +14,7 @@ TRAIN, HELD_OUT = "#9aa1ad", "#1d4ed8"
 NAMES = {
     "loss": "loss",
     "cos": "cos(h, e+)",
-    "reward": "reward of the latent query",
+    "reward": "reward of h",
     "contrast": "InfoNCE",
     "rewards/margins": "margin of the implicit rewards",
     "rewards/accuracies": "share of pairs with a margin above 0",

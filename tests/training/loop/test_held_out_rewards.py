@@ -44,7 +44,7 @@ def inputs(finished: Path) -> AlignmentInputs:
     return AlignmentInputs.open(config, "sft")
 
 
-def test_the_first_reward_is_the_frozen_latent_querys_under_the_ranker_of_its_fold(
+def test_the_first_reward_is_that_of_the_frozen_latent_query_under_the_ranker_of_its_fold(
     finished: Path, inputs: AlignmentInputs
 ) -> None:
     trained, held_out = inputs.sessions()
@@ -70,7 +70,7 @@ def test_the_first_reward_is_the_frozen_latent_querys_under_the_ranker_of_its_fo
     metrics = read_json(finished / "round1/sft/out/metrics.json")
     assert metrics["before"]["eval_reward"] == pytest.approx(np.mean(expected), abs=1e-5)
     assert "eval_reward" in read_json(finished / "round1/align/out/metrics.json")["after"]
-    assert "reward of the latent query" in (finished / "round1/align/out/curves.html").read_text()
+    assert "reward of h" in (finished / "round1/align/out/curves.html").read_text()
 
 
 def test_rewards_of_other_sessions_or_none_are_refused(finished: Path, inputs: AlignmentInputs, tmp_path: Path) -> None:
