@@ -95,9 +95,9 @@ def waterfall(rows: Sequence[Row]) -> Table | None:
     for row in found:
         now = row["prompt_ms"]["median"]
         gain = "–" if row["place"] == 0 else f"×{before / now:.2f}"
-        lines.append((f"{row['template']}: {row['step']}", median(row["prompt_ms"]), gain))
+        lines.append((f"{row['template']}, {row['threads']}: {row['step']}", median(row["prompt_ms"]), gain))
         before = now
-    return table(("technique, on top of those before", "ms a prompt", "gives"), lines, found)
+    return table(("template, threads: technique, on top of those before", "ms a prompt", "gives"), lines, found)
 
 
 def scoring(rows: Sequence[Row]) -> Table | None:
