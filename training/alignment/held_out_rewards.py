@@ -22,7 +22,7 @@ from rgalign.errors import ProvenanceError
 from rgalign.training.alignment.contrast_targets import ContrastTargets
 from rgalign.training.alignment.preferences import Preferences
 from rgalign.training.experiment import run_config
-from rgalign.training.reward.folds import RewardFolds, fold_column
+from rgalign.training.reward.folds import RewardFolds
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.reward.reward_model import RewardModel
 from rgalign.training.reward.rewards_file import read_rewards
@@ -44,7 +44,7 @@ class HeldOutRewards:
     def __init__(
         self, rewards: Path, dataset: Dataset, preferences: Preferences, rows: Sequence[int], targets: ContrastTargets
     ) -> None:
-        read_rewards(rewards)
+        judged = read_rewards(rewards)
         config = load_config(RewardConfig, rewards / "config.yaml")
         stage1 = run_config(config.ranker)
         folds = RewardFolds(stage1, rewards / "folds", folds=config.folds, by=config.fold_by, seed=config.seed)
@@ -53,7 +53,8 @@ class HeldOutRewards:
             required = f"rewards of the sessions of {dataset.path}"
             raise ProvenanceError(where=str(rewards), required=required, received=f"those of {folds.dataset.path}")
         split_rows = np.array([preferences.items[row].split_row for row in rows], np.int64)
-        fold = fold_column(dataset, split, config.fold_by, config.folds, config.seed)[split_rows]
+        fold_of = dict(zip(judged.column("row").to_pylist(), judged.column("fold").to_pylist(), strict=True))
+        fold = np.array([fold_of[row] for row in split_rows.tolist()], np.int64)
         self._space, self._target_space = targets.space, targets.target_space
         self._models: list[RewardModel] = []
         self._place: dict[int, tuple[int, int]] = {}  # row of the selection -> its model and its place there
