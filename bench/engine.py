@@ -91,7 +91,7 @@ class Effort:
 
 
 FULL = Effort(150, 5, 40, 3, 16, 6, probe=True, calibrated=True)
-QUICK = Effort(10, 2, 10, 1, 4, 3, probe=False, calibrated=False)
+QUICK = Effort(10, 2, 10, 3, 4, 3, probe=False, calibrated=False)
 
 
 @dataclass(frozen=True)

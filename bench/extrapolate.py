@@ -19,11 +19,11 @@ def describe_extrapolation(rows: Sequence[Row], sessions: int = SESSIONS) -> Ite
         costs = [cost_ms(row) for row in found]
         points = sorted((row["sessions"], cost["median"]) for row, cost in zip(found, costs, strict=True) if cost)
         if len(points) > 1:
-            fitted = fit(*zip(*points, strict=True))
-            minutes = number(fitted.at(sessions) / 60_000)
+            (smaller, before), (largest, last) = points[-2:]
+            minutes = number((last + (sessions - largest) * (last - before) / (largest - smaller)) / 60_000)
             yield (
                 f"Extrapolated, not measured: {benchmark.removeprefix('data: ')} {sessions:,} sessions, {minutes} min "
-                f"(exponent {fitted.exponent:.2f} from {len(points)} sizes, the largest {points[-1][0]:,})."
+                f"(what each session between {smaller:,} and {largest:,}, the largest measured, took)."
             )
     yield from embedding(rows, sessions)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Sequence
 
-from rgalign.bench.report_tables import TABLES, none_yet
+from rgalign.bench.report_tables import TABLES, fullest, none_yet
 from rgalign.bench.result_rows import Row
 from rgalign.bench.rows import ROOT
 from rgalign.errors import DataError
@@ -46,5 +46,5 @@ def tables(page: str, rows: Sequence[Row]) -> Iterator[tuple[str, str]]:
     for name in names:
         if name not in TABLES:
             raise DataError(where=str(PAGE), required=f"a table of {', '.join(TABLES)}", received=name)
-        made = TABLES[name](rows)
+        made = fullest(name, rows)
         yield name, f"\n{none_yet(name) if made is None else made.markdown()}\n"

@@ -10,6 +10,7 @@ from pathlib import Path
 from rgalign.bench.extrapolate import describe_extrapolation
 from rgalign.bench.report_plots import (
     Drawn,
+    apart,
     engines,
     growths,
     latency_throughput,
@@ -17,8 +18,8 @@ from rgalign.bench.report_plots import (
     scorers,
     waterfalls,
 )
-from rgalign.bench.report_tables import TABLES, machine, none_yet, number
-from rgalign.bench.result_rows import Row, latest, of
+from rgalign.bench.report_tables import TABLES, none_yet, number
+from rgalign.bench.result_rows import Row, by_machine, latest, machine, of
 from rgalign.errors import DataError
 from rgalign.files import write_atomic
 from rgalign.training.report_style import CSS
@@ -31,6 +32,8 @@ MORE_CSS = """
 figure .note { margin: 4px 0 0; }
 h3 { margin: 22px 0 8px; }
 nav { margin-top: 18px; font-size: 14px; }
+nav p { margin: 6px 0; }
+h2.machine { margin: 56px 0 0; font-size: 26px; }
 nav a { color: #0b63c5; text-decoration: none; margin-right: 16px; white-space: nowrap; }
 .card { border-top-color: #1b7837; }
 @media (max-width: 640px) { main { padding: 24px 16px 48px; } }
@@ -82,13 +85,34 @@ def write_report(rows: Sequence[Row], out: Path) -> Path:
 
 def page(rows: Sequence[Row]) -> str:
     """The page. Everything from rows is escaped; there is no script and nothing is fetched."""
-    body = "".join(section(rows, number_, *each) for number_, each in enumerate(SECTIONS))
-    links = " ".join(f"<a href=#s{place}>{escape(each[0])}</a>" for place, each in enumerate(SECTIONS))
+    parts = list(by_machine(rows).items())
+    links = "".join(f"<p><a href=#m{place}>{escape(name)}</a>{contents(place, found)}</p>"
+                    for place, (name, found) in enumerate(parts))  # fmt: skip
+    body = "".join(part(place, *each) for place, each in enumerate(parts))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>rgalign benchmarks</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}{MORE_CSS}</style></head>'
         f"<body><main>{header(rows)}<nav>{links}</nav>{body}{method()}</main></body></html>\n"
     )
+
+
+def part(place: int, name: str, rows: Sequence[Row]) -> str:
+    """Every section of one machine; of the newest also those that have no rows yet."""
+    shown = "".join(section(rows, f"m{place}s{number_}", *SECTIONS[number_]) for number_ in sections(place, rows))
+    return f"<h2 class=machine id=m{place}>{escape(name)}</h2>{shown}"
+
+
+def contents(place: int, rows: Sequence[Row]) -> str:
+    return " ".join(
+        f"<a href=#m{place}s{number_}>{escape(SECTIONS[number_][0])}</a>" for number_ in sections(place, rows)
+    )
+
+
+def sections(place: int, rows: Sequence[Row]) -> list[int]:
+    def measured(tables: Sequence[str], draw: Sequence[Figures]) -> bool:
+        return any(TABLES[name](rows) for name in tables) or any(True for one in draw for _ in one(rows))
+
+    return [number_ for number_, each in enumerate(SECTIONS) if place == 0 or measured(each[1], each[2])]
 
 
 def header(rows: Sequence[Row]) -> str:
@@ -116,39 +140,46 @@ def headlines(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         row = max(engine, key=lambda row: float(row["speedup"]["median"]))
         where = f"{row['template']}, {row['B']} prompts, {row['threads']} threads"
         value = f"×{number(row['speedup']['median'])}"
-        found.append(("Engine, 8-bit weights", value, f"over transformers fp32, whole prompt: {where}"))
+        found.append(("Engine, 8-bit weights", value, f"over transformers fp32, whole prompt: {where}, {cpu(row)}"))
     verdicts = [row for row in latest(of(rows, "end_to_end verdict")) if row.get("capacity_ratio")]
     for row in verdicts[:1]:
-        found.append(("Whole service", f"×{number(row['capacity_ratio'])}",
-                      f"capacity of FastAPI + transformers + FAISS, template {row['template']}"))  # fmt: skip
+        against = f"capacity of FastAPI + transformers + FAISS, template {row['template']}, {cpu(row)}"
+        found.append(("Whole service", f"×{number(row['capacity_ratio'])}", against))
     grid = {"N": 5_000, "B": 1, "D": 128, "catalogue": "random"}
     for row in latest(of(rows, "scoring", variant="rgalign int8", **grid))[-1:]:
         found.append(("Scoring 5,000 intents", f"{number(row['call_us']['median'])} µs",
-                      f"one session, D = 128, {row['threads']} threads, exact"))  # fmt: skip
+                      f"one session, D = 128, {row['threads']} threads, exact, {cpu(row)}"))  # fmt: skip
     for row in latest(of(rows, "batcher cost", variant="rgalign submit"))[-1:]:
-        found.append(("Batcher", f"{number(row['cpu_us_per_request']['median'])} µs", "process CPU a request"))
+        found.append(
+            ("Batcher", f"{number(row['cpu_us_per_request']['median'])} µs", f"process CPU a request, {cpu(row)}")
+        )
     return found
 
 
+def cpu(row: Row) -> str:
+    return str((row.get("hardware") or {}).get("cpu"))
+
+
 def section(
-    rows: Sequence[Row], place: int, title: str, tables: Sequence[str], draw: Sequence[Figures], suites: str
+    rows: Sequence[Row], name: str, title: str, tables: Sequence[str], draw: Sequence[Figures], suites: str
 ) -> str:
-    figures = "".join(figure(each) for each in chain.from_iterable(one(rows) for one in draw))
+    """Args: name: its identifier, and the beginning of those inside."""
+    figures = "".join(figure(each, name) for each in chain.from_iterable(one(rows) for one in draw))
     body = f"<div class=plots>{figures}</div>" if figures else ""
-    for name in tables:
-        table = TABLES[name](rows)
-        shown = f"<p class=note>{escape(none_yet(name).replace('`', ''))}</p>" if table is None else table.html()
-        body += f"<h3>{escape(TITLES[name])}</h3>{shown}"
+    for each in tables:
+        table = TABLES[each](rows)
+        shown = f"<p class=note>{escape(none_yet(each).replace('`', ''))}</p>" if table is None else table.html()
+        body += f"<h3>{escape(TITLES[each])}</h3>{shown}"
     if title == "How cost grows":
         body += "".join(f"<p class=note>{escape(line)}</p>" for line in describe_extrapolation(rows))
     if not body:
         body = f"<p class=note>No rows yet: rgalign bench run {escape(suites)}.</p>"
-    return f"<section id=s{place}><h2>{escape(title)}</h2>{body}</section>"
+    return f"<section id={name}><h2>{escape(title)}</h2>{body}</section>"
 
 
-def figure(each: Drawn) -> str:
+def figure(each: Drawn, section_: str) -> str:
     caption = f"<p class=note>{escape(each.caption)}</p>" if each.caption else ""
-    return f"<figure><figcaption>{escape(each.title)}</figcaption>{each.svg}{caption}</figure>"
+    return f"<figure><figcaption>{escape(each.title)}</figcaption>{apart(each.svg, section_)}{caption}</figure>"
 
 
 def method() -> str:
@@ -156,7 +187,7 @@ def method() -> str:
         "Variants are timed in turn (A B C A B C …) in one run; values are medians with percentiles 20 and 80.",
         "Answers are checked before anything is timed; a variant that answers otherwise stops the suite.",
         "A number is a line of bench/results/*.jsonl, with commit, versions, hardware, clock and load.",
-        "Of a cell that was measured several times the latest is shown.",
+        "Of a cell that was measured several times the latest is shown; rows of two machines are never mixed.",
         "A commit with + had changes that were not committed. The machine is shared: read ratios first.",
     )
     lines = "".join(f"<li>{escape(fact)}</li>" for fact in facts)

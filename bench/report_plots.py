@@ -43,11 +43,16 @@ def drawn(title: str, figure: Figure, caption: str = "") -> Drawn:
         figure.savefig(stream, format="svg", metadata={"Date": None, "Creator": None})
     svg = stream.getvalue()
     svg = svg[svg.index("<svg") :]
-    svg = re.sub(r'\bid="', f'id="{name}-', svg)
-    svg = re.sub(r'(xlink:href="|url\()#', rf"\g<1>#{name}-", svg)
+    svg = apart(svg, name)
     # Browsers' own sizes: the width of the page decides.
     svg = re.sub(r'<svg[^>]*?viewBox="([^"]+)"[^>]*>', _opening, svg, count=1, flags=re.DOTALL)
     return Drawn(title, svg, caption)
+
+
+def apart(svg: str, name: str) -> str:
+    """With ``name`` before every identifier."""
+    svg = re.sub(r'\bid="', f'id="{name}-', svg)
+    return re.sub(r'(xlink:href="|url\()#', rf"\g<1>#{name}-", svg)
 
 
 def _opening(found: re.Match[str]) -> str:

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from rgalign.bench.report_fits import SCALED, curves, fit, larger_half
-from rgalign.bench.result_rows import Row, latest, of
+from rgalign.bench.result_rows import Row, by_machine, latest, machine, of
 
 MINUS = "\N{MINUS SIGN}"
 DIM = 128  # of the vectors whose scoring the table shows
@@ -47,11 +47,6 @@ def source_line(rows: Sequence[Row]) -> str:
     machines = sorted({machine(row) for row in rows})
     when = days[0] if len(days) == 1 else f"{days[0]} to {days[-1]}"
     return f"{files}; commit {', '.join(commits)}; {'; '.join(machines)}; {when}"
-
-
-def machine(row: Row) -> str:
-    hardware = row.get("hardware") or {}
-    return f"{hardware.get('cpu')}, {hardware.get('cores')} cores, {hardware.get('instructions')}"
 
 
 def number(value: float | None, digits: int = 3) -> str:
@@ -247,6 +242,14 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], Table | None]] = {
     "embedding": embedding,
     "exponents": exponents,
 }
+
+
+def fullest(name: str, rows: Sequence[Row]) -> Table | None:
+    """The table of the machine that measured most of it, the newest of equals; None without rows."""
+    made = [found for each in by_machine(rows).values() if (found := TABLES[name](each)) is not None]
+    return max(made, key=lambda found: len(found.sources), default=None)
+
+
 SUITE_OF = {
     "waterfall": "engine",
     "topk": "kernels",

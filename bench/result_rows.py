@@ -90,6 +90,19 @@ def latest(rows: Iterable[Row]) -> list[Row]:
     return list({cell(row): row for row in rows}.values())
 
 
+def machine(row: Row) -> str:
+    hardware = row.get("hardware") or {}
+    return f"{hardware.get('cpu')}, {hardware.get('cores')} cores, {hardware.get('instructions')}"
+
+
+def by_machine(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    """Rows of each machine, that of the newest row first: times of two machines do not stand beside each other."""
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(machine(row), []).append(row)
+    return dict(sorted(found.items(), key=lambda each: max(str(row.get("time")) for row in each[1]), reverse=True))
+
+
 def of(rows: Iterable[Row], benchmark: str, **shape: Any) -> list[Row]:
     """The rows of a benchmark whose fields have these values."""
     return [

@@ -153,7 +153,7 @@ SUITES: Mapping[str, Suite] = {
             Step("length", "scaling_work", "scaling.jsonl", words("length --seconds 2"),
                  words("length --values 8 16 --seconds 0.2"),
                  words("length --seconds 20")),
-            Step("batch", "scaling_work", "scaling.jsonl", words("batch --values 1 2 4 8 --seconds 2"),
+            Step("batch", "scaling_work", "scaling.jsonl", words("batch --values 1 2 4 --seconds 2"),
                  words("batch --values 1 2 --seconds 0.2"),
                  words("batch --seconds 20")),
             Step("catalogue", "scaling_work", "scaling.jsonl", words("catalogue --seconds 2"),
