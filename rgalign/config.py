@@ -44,12 +44,14 @@ def parse_config(
     except ValidationError as error:
         first = error.errors()[0]
         location = ".".join(str(part) for part in first["loc"])
-        known = _known_keys(cls)
+        inner = first.get("ctx", {}).get("error")
+        if isinstance(inner, RgalignError):  # a section's own, which says better what is wrong than all that was given
+            raise error_type(
+                where=f"{where}, {inner.where}", required=inner.required, received=inner.received
+            ) from error
         if first["type"] == "extra_forbidden":
-            key = str(first["loc"][-1])
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            hint = f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
-            raise error_type(where=where, required=f"a known key ({hint})", received=repr(location)) from error
+            required = f"a known key ({_hint(str(first['loc'][-1]), _known_keys(cls))})"
+            raise error_type(where=where, required=required, received=repr(location)) from error
         received = f"{location} = {first['input']!r}" if first["type"] != "missing" else f"{location} missing"
         raise error_type(where=where, required=first["msg"], received=received) from error
 
@@ -86,17 +88,29 @@ def _apply(values: dict[str, Any], override: str) -> None:
     values[last] = yaml.safe_load(text)
 
 
-def _known_keys(cls: type[BaseModel]) -> set[str]:
-    return {key for model in _models(cls, set()) for key in model.model_fields}
+def _hint(key: str, known: Mapping[str, str]) -> str:
+    if key in known:
+        return f"it is {known[key]!r}"
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known keys: {', '.join(sorted(known))}"
 
 
-def _models(annotation: Any, seen: set[type]) -> Iterator[type[BaseModel]]:
+def _known_keys(cls: type[BaseModel]) -> dict[str, str]:
+    """Every key, also of sections, and where it stands: ``max_rejected`` -> ``dpo.max_rejected``."""
+    found: dict[str, str] = {}
+    for path, model in _models(cls, "", set()):
+        for key in model.model_fields:
+            found.setdefault(key, f"{path}{key}")
+    return found
+
+
+def _models(annotation: Any, path: str, seen: set[type]) -> Iterator[tuple[str, type[BaseModel]]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         if annotation not in seen:
             seen.add(annotation)
-            yield annotation
-            for field in annotation.model_fields.values():
-                yield from _models(field.annotation, seen)
+            yield path, annotation
+            for name, field in annotation.model_fields.items():
+                yield from _models(field.annotation, f"{path}{name}.", seen)
         return
     for argument in get_args(annotation):
-        yield from _models(argument, seen)
+        yield from _models(argument, path, seen)

@@ -35,6 +35,7 @@ def test_config_reads_yaml_and_overrides(tmp_path: Path) -> None:
     [
         ("epoch: 3", "did you mean 'epochs'.*received 'epoch'"),
         ("optimiser: {learning_rat: 3}", "did you mean 'learning_rate'.*received 'optimiser.learning_rat'"),
+        ("learning_rate: 3", "it is 'optimiser.learning_rate'"),
         ("zzz: 3", "known keys: epochs, learning_rate, optimiser"),
         ("epochs: many", "epochs = 'many'"),
         ("- 3", "a mapping"),

@@ -12,8 +12,8 @@ from __future__ import annotations
 import math
 import random
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -59,8 +59,11 @@ def train_stage1(
         ProvenanceError: ``run_dir`` holds a run of other inputs, or the latent queries are not this dataset's.
         DataError: a split without sessions, or a loss that is not finite.
     """
-    if config.num_threads is not None:
-        torch.set_num_threads(config.num_threads)
+    with torch_threads(config.num_threads):
+        return _train(config, run_dir, restart=restart, on_step=on_step)
+
+
+def _train(config: Stage1Config, run_dir: Path, *, restart: bool, on_step: OnStep | None) -> dict[str, Any]:
     accelerator = Accelerator(
         cpu=config.device == "cpu",
         mixed_precision="no",  # autocast is ours: accelerate keeps this setting for the life of the process
@@ -79,6 +82,17 @@ def train_stage1(
             run.begin(inputs.identity, config)
         Stage1(inputs, run, accelerator).run(on_step)
     return run.metrics()
+
+
+@contextmanager
+def torch_threads(count: int | None) -> Iterator[None]:
+    """``count`` threads inside (None: as they are), and as many as before afterwards: a loop's other steps want all."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count or before)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class Stage1:

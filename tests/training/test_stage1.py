@@ -249,6 +249,19 @@ def test_bf16_follows_fp32(stage1_values: Values, tmp_path: Path):
     np.testing.assert_allclose(losses["bf16"], losses["fp32"], rtol=0.02)
 
 
+def test_threads_are_as_before_afterwards(stage1_values: Values, tmp_path: Path):
+    before = torch.get_num_threads()
+    torch.set_num_threads(2)
+    inside = []
+    try:
+        config = config_of(stage1_values(num_threads=1, epochs=1))
+        train_stage1(config, tmp_path / "run", on_step=lambda step: inside.append(torch.get_num_threads()))
+        assert set(inside) == {1}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_an_unknown_key_names_the_nearest(stage1_values: Values):
     with pytest.raises(ConfigError, match="did you mean 'batch_size'"):
         config_of(stage1_values(batchsize=3))

@@ -19,6 +19,7 @@ Values = Callable[..., dict[str, Any]]
         ({"loop": 2}, "did you mean 'loops'"),
         ({"stage1": {"epoch": 3}}, "section .*did you mean 'epochs'"),
         ({"align": {"tuneing": "upper"}}, "did you mean 'tuning'"),
+        ({"align": {"max_rejected": 1}}, "^loop.yaml, section align: required a known key .it is 'dpo.max_rejected'"),
         ({"reward": {"fold": 3}}, "did you mean 'folds'"),
         ({"select": {"strategy": "V5"}}, "section select"),
         ({"embed": {"poling": "ltp"}}, "did you mean 'pooling'"),
