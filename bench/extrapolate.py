@@ -17,7 +17,9 @@ def describe_extrapolation(rows: Sequence[Row], sessions: int = SESSIONS) -> Ite
     for benchmark, variant in (("data: simulate", "rgalign"), ("data: encode", "rgalign, by columns")):
         found = latest(of(rows, benchmark, variant=variant))
         costs = [cost_ms(row) for row in found]
-        points = sorted((row["sessions"], cost["median"]) for row, cost in zip(found, costs, strict=True) if cost)
+        points = sorted(
+            {row["sessions"]: cost["median"] for row, cost in zip(found, costs, strict=True) if cost}.items()
+        )
         if len(points) > 1:
             (smaller, before), (largest, last) = points[-2:]
             minutes = number((last + (sessions - largest) * (last - before) / (largest - smaller)) / 60_000)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Sequence
 from html import escape
 from itertools import chain
@@ -38,6 +39,8 @@ nav a { color: #0b63c5; text-decoration: none; margin-right: 16px; white-space: 
 .card { border-top-color: #1b7837; }
 @media (max-width: 640px) { main { padding: 24px 16px 48px; } }
 """
+
+MEASURED = re.compile("<svg|<table")  # what a section without rows has none of
 
 Figures = Callable[[Sequence[Row]], Iterable[Drawn]]
 
@@ -85,10 +88,12 @@ def write_report(rows: Sequence[Row], out: Path) -> Path:
 
 def page(rows: Sequence[Row]) -> str:
     """The page. Everything from rows is escaped; there is no script and nothing is fetched."""
-    parts = list(by_machine(rows).items())
-    links = "".join(f"<p><a href=#m{place}>{escape(name)}</a>{contents(place, found)}</p>"
-                    for place, (name, found) in enumerate(parts))  # fmt: skip
-    body = "".join(part(place, *each) for place, each in enumerate(parts))
+    links, body = "", ""
+    for place, (name, found) in enumerate(by_machine(rows).items()):
+        shown = sections(found, f"m{place}", with_empty=place == 0)
+        inside = " ".join(f"<a href=#{each}>{escape(title)}</a>" for each, (title, _) in shown.items())
+        links += f"<p><a href=#m{place}>{escape(name)}</a>{inside}</p>"
+        body += f"<h2 class=machine id=m{place}>{escape(name)}</h2>{''.join(html for _, html in shown.values())}"
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>rgalign benchmarks</title>'
         f'<meta name="viewport" content="width=device-width, initial-scale=1"><style>{CSS}{MORE_CSS}</style></head>'
@@ -96,23 +101,11 @@ def page(rows: Sequence[Row]) -> str:
     )
 
 
-def part(place: int, name: str, rows: Sequence[Row]) -> str:
-    """Every section of one machine; of the newest also those that have no rows yet."""
-    shown = "".join(section(rows, f"m{place}s{number_}", *SECTIONS[number_]) for number_ in sections(place, rows))
-    return f"<h2 class=machine id=m{place}>{escape(name)}</h2>{shown}"
-
-
-def contents(place: int, rows: Sequence[Row]) -> str:
-    return " ".join(
-        f"<a href=#m{place}s{number_}>{escape(SECTIONS[number_][0])}</a>" for number_ in sections(place, rows)
-    )
-
-
-def sections(place: int, rows: Sequence[Row]) -> list[int]:
-    def measured(tables: Sequence[str], draw: Sequence[Figures]) -> bool:
-        return any(TABLES[name](rows) for name in tables) or any(True for one in draw for _ in one(rows))
-
-    return [number_ for number_, each in enumerate(SECTIONS) if place == 0 or measured(each[1], each[2])]
+def sections(rows: Sequence[Row], machine_: str, *, with_empty: bool) -> dict[str, tuple[str, str]]:
+    """Identifier -> title and HTML of one machine's sections; ``with_empty``: also of those without rows."""
+    found = {f"{machine_}s{place}": (each[0], section(rows, f"{machine_}s{place}", *each))
+             for place, each in enumerate(SECTIONS)}  # fmt: skip
+    return {name: each for name, each in found.items() if with_empty or MEASURED.search(each[1])}
 
 
 def header(rows: Sequence[Row]) -> str:
