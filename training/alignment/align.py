@@ -31,6 +31,7 @@ from rgalign.training.alignment.batches import (
     softmax_rows,
 )
 from rgalign.training.alignment.curves_page import NAMES, curves_page
+from rgalign.training.alignment.frozen_head import frozen_head
 from rgalign.training.alignment.held_out_rewards import HeldOutRewards
 from rgalign.training.alignment.policy import MODEL, Policy, finished_model, load_policy, lora, save_model
 from rgalign.training.alignment.tokenised import TokenisedSession
@@ -135,7 +136,7 @@ class _Alignment:
             trainer.add_callback(Curves(log, sessions_per_step=config.effective_batch, on_step=on_step))
             if self.num_held_out and checkpoint is None:
                 trainer.args.eval_on_start = True
-            with supervised_positions_only(), without_weights_bar():  # of its checkpoints
+            with supervised_positions_only(), frozen_head(), without_weights_bar():  # of its checkpoints
                 trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
                 if self.num_held_out and not _measured_last(trainer.state):
                     trainer.evaluate()

@@ -17,6 +17,7 @@ from rgalign.errors import ConfigError, ModelNotFoundError
 from rgalign.files import sync_directory, write_json
 from rgalign.reasoner.pretrained import load_causal_lm, without_weights_bar
 from rgalign.training.alignment.alignment_config import AlignmentConfig, LoraSettings
+from rgalign.training.alignment.grouped_attention import group_queries
 from rgalign.training.alignment.lower_states import LowerStates, StoredStates
 from rgalign.training.alignment.split_model import put_back, upper_part
 from rgalign.training.run_directory import DONE
@@ -84,6 +85,8 @@ def load_policy(config: AlignmentConfig, reference: str) -> Policy:
         states = LowerStates(model, num_lower, cache=config.state_cache, dtype=config.state_dtype, autocast=autocast)
         policy.trained = upper_part(model, num_lower, StoredStates(states, policy.pad_token_id))
         policy.states = states
+        if autocast and config.device == "cpu":
+            group_queries(policy.trained)
     elif config.tuning == "full":
         model.requires_grad_(True)
     return policy
