@@ -53,7 +53,7 @@ SECTIONS: tuple[tuple[str, tuple[str, ...], tuple[Figures, ...], str], ...] = (
     ("Scoring and top-k", ("scoring", "topk"), (scorers,), "scoring kernels"),
     ("The batcher", ("batcher", "overload"), (), "batcher"),
     ("Contexts and towers", ("tokenizer", "towers"), (), "tokenizer towers"),
-    ("Training and data", ("training", "data", "embedding"), (), "training data"),
+    ("Training and data", ("training", "alignment", "data", "embedding"), (), "training data"),
 )
 TITLES = {
     "end_to_end": "Offered load and latency",
@@ -68,6 +68,7 @@ TITLES = {
     "tokenizer": "Contexts to token ids",
     "towers": "Towers and scores",
     "training": "Training steps",
+    "alignment": "Alignment steps of the upper layers",
     "data": "Simulating and encoding",
     "embedding": "Embedding, with and without sharing",
 }

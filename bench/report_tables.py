@@ -117,6 +117,11 @@ def training(rows: Sequence[Row]) -> Table | None:
                   "batch, intents (sessions/s)")  # fmt: skip
 
 
+def alignment(rows: Sequence[Row]) -> Table | None:
+    return across(latest(of(rows, "alignment step")), "sessions_per_s", ("rows", "dtype"),
+                  "sessions in a micro-batch, products in (sessions/s)")  # fmt: skip
+
+
 def batcher(rows: Sequence[Row]) -> Table | None:
     found = latest(of(rows, "batcher cost"))
     return table(
@@ -238,6 +243,7 @@ TABLES: Mapping[str, Callable[[Sequence[Row]], Table | None]] = {
     "tokenizer": tokenizer,
     "towers": towers,
     "training": training,
+    "alignment": alignment,
     "data": data,
     "embedding": embedding,
     "exponents": exponents,

@@ -135,8 +135,12 @@ SUITES: Mapping[str, Suite] = {
               words("--seconds 2 --shares 0.3"), words("--seconds 60")),),
     ),
     "training": Suite(
-        "optimiser steps of the rankers over the batch size",
-        (Step("steps", "training_work", "training.jsonl", quick=words("--batches 32 64 --repeats 2 --sessions 400")),),
+        "optimiser steps of the rankers over the batch size; alignment steps of the reasoner beside TRL's",
+        (
+            Step("steps", "training_work", "training.jsonl", quick=words("--batches 32 64 --repeats 2 --sessions 400")),
+            Step("alignment", "alignment_work", "alignment.jsonl", words("--rows 24 --repeats 3"),
+                 words("--rows 2 --layers 2 --vocabulary 512 --repeats 2"), words("--rows 1 8 24")),
+        ),
     ),
     "data": Suite(
         "simulated sessions and their encoding over the number of sessions; embedding with and without sharing",

@@ -73,7 +73,7 @@ def simulate_row(out: Path, sessions: int) -> dict[str, Any]:
 def embed_rows(dataset: Dataset, repeats: int) -> list[dict[str, Any]]:
     """The same prompts three ways, checked equal before they are timed."""
     config = EmbedConfig(model="smollm2", template="prefix_cached")
-    reasoner = HFReasoner.from_pretrained(config.model, max_batch_tokens=config.max_batch_tokens)
+    reasoner = HFReasoner.from_pretrained(config.model, max_batch_tokens=config.pack_tokens)
     encoder = prompt_encoder(config, reasoner.tokenizer, dataset)
     sessions = dataset.table("valid", dataset.schema.columns).slice(0, NUM_PROMPTS).to_pylist()
     suffix = np.asarray(encoder.suffix_ids, dtype=np.int32)

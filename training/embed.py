@@ -16,6 +16,7 @@ from typing import Any, Literal, Protocol, cast
 import numpy as np
 import numpy.typing as npt
 import torch
+from pydantic import Field
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from rgalign.chat_format import PromptTemplate
@@ -39,6 +40,7 @@ from rgalign.training.latents import LatentStore, prompt_digest
 from rgalign.training.ray_embedder import RayActors, RayEmbedder
 from rgalign.training.title_latents import TEXTS, title_prompts
 
+PACK_TOKENS = {"engine": 1024}  # new tokens of a forward pass, elsewhere 256: bench/NOTES.md
 CHUNK_PROMPTS = 256  # what an interrupted run loses at most
 VERBALIZE_ROWS = 4096
 CALIBRATION_PROMPTS = 32
@@ -55,7 +57,8 @@ class EmbedConfig(Config):
         pooling: ``ltp`` the last prompt token's state; ``mean``, ``eos``: other states; ``external``: the model decodes
             a question of at most ``max_new_tokens``, which ``sentence_encoder`` turns into the vector.
         titles: the intents' own words too, see title_latents.py; for rankers with ``loss.title_weight``.
-        max_batch_tokens: new tokens of one forward pass.
+        max_batch_tokens: new tokens of one forward pass; None: 1024 on the engine, elsewhere 256 (transformers' mask of
+            a pack grows with the square).
         backend: ``hf`` the definition, or ``engine``: rgalign's own on a CPU, built once into the store's directory in
             ``engine_dtype``; its vectors are another provenance. ``auto``: ``engine`` where it computes this, else
             ``hf``; the store's configuration says which. ``vllm``, ``tensorrt_llm``: on a GPU, in one of their own
@@ -73,10 +76,15 @@ class EmbedConfig(Config):
     titles: bool = False
     dtype: Literal["float32", "bfloat16"] = "float32"
     store_dtype: Literal["float32", "float16"] = "float32"
-    max_batch_tokens: int = 256
+    max_batch_tokens: int | None = Field(default=None, ge=1)
     device: str = "cpu"
     backend: Literal["auto", "hf", "engine", "vllm", "tensorrt_llm"] = "auto"
     engine_dtype: EngineDtype | Literal["bf16", "fp16", "fp8"] = "fp32"
+
+    @property
+    def pack_tokens(self) -> int:
+        """``max_batch_tokens``, or the backend's own; the backend is decided."""
+        return self.max_batch_tokens or PACK_TOKENS.get(self.backend, 256)
 
 
 Reasoner = HFReasoner | ExternalReasoner | EngineReasoner | OtherReasoner
@@ -132,7 +140,7 @@ def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Datas
             config.model,
             cast(EngineDtype, config.engine_dtype),
             pooling=config.pooling,
-            max_batch_tokens=config.max_batch_tokens,
+            max_batch_tokens=config.pack_tokens,
             calibration=lambda: None if dataset is None else calibration_on(dataset, config),
         )
     if config.backend == "vllm" or config.backend == "tensorrt_llm":
@@ -144,7 +152,7 @@ def load_reasoner(config: EmbedConfig, store: Path | None = None, dataset: Datas
         config.model,
         dtype=getattr(torch, config.dtype),
         pooling="ltp" if external else cast(Pooling, config.pooling),
-        max_batch_tokens=config.max_batch_tokens,
+        max_batch_tokens=config.pack_tokens,
     )
     reasoner.model.to(config.device)
     if not external:

@@ -78,7 +78,7 @@ def cached_reasoner(config: AlignmentConfig, embedding: EmbedConfig) -> UpperRea
     model, tokenizer = load_causal_lm(embedding.model, torch.float32)
     num_lower = len(model.get_decoder().layers) - config.upper_layers
     states = LowerStates(
-        model, num_lower, cache=config.state_cache, dtype=config.state_dtype, max_tokens=embedding.max_batch_tokens
+        model, num_lower, cache=config.state_cache, dtype=config.state_dtype, max_tokens=embedding.pack_tokens
     )
     return UpperReasoner(
         model,
@@ -86,5 +86,5 @@ def cached_reasoner(config: AlignmentConfig, embedding: EmbedConfig) -> UpperRea
         states,
         pooling=cast(Pooling, embedding.pooling),
         fingerprint=model_fingerprint(embedding.model),
-        max_batch_tokens=embedding.max_batch_tokens,
+        max_batch_tokens=embedding.pack_tokens,
     )

@@ -58,10 +58,11 @@ class LocalConfig(Decoding):
 
 
 class ReasonerConfig(Decoding):
-    """The reasoner that made the latent queries: model, template and limits are theirs."""
+    """The reasoner that made the latent queries: model, template and limits are theirs, and ``dtype`` if it is None."""
 
     kind: Literal["reasoner"]
     name: Name = "reasoner"
+    dtype: Literal["float32", "bfloat16"] | None = None
 
 
 class LocalTeacher:
@@ -109,8 +110,8 @@ class LocalTeacher:
         """The model, template and limits that ``embedding`` made latent queries with."""
         alike = ("model", "template", "chat_format", "max_tokens", "dtype", "device")
         values = {name: getattr(embedding, name) for name in alike}
-        decoding = config.model_dump(exclude={"kind"})
-        local = LocalConfig(kind="local", **values, **decoding)
+        decoding = config.model_dump(exclude={"kind"}, exclude_none=True)
+        local = LocalConfig(kind="local", **{**values, **decoding})
         return cls.load(local, dataset, include_pii=embedding.include_pii)
 
     def reads(self, context: Context) -> str:

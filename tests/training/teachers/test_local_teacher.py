@@ -74,6 +74,9 @@ def test_the_reasoner_reads_the_prompt_its_latent_queries_were_made_of(
     assert teacher.name == "reasoner"
     assert "Based on the information below" in teacher.reads(contexts[0])
     assert teacher.identity["model"] == LocalTeacher.load(local(tiny_model), service).identity["model"]
+    assert teacher.identity["dtype"] == "float32"
+    rounded = LocalTeacher.reasoner(ReasonerConfig(kind="reasoner", dtype="bfloat16"), embedding, service)
+    assert rounded.identity == {**teacher.identity, "dtype": "bfloat16"}
 
 
 def test_a_model_without_a_chat_format_is_refused(service: Dataset, chatless_model: Path) -> None:
