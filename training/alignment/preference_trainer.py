@@ -16,9 +16,11 @@ from torch.utils.data import DataLoader
 from trl import DPOTrainer  # type: ignore[attr-defined]  # TRL re-exports lazily
 
 from rgalign.training.alignment.contrast_targets import ContrastTargets
+from rgalign.training.alignment.frozen_head import frozen_head
 from rgalign.training.alignment.latent_trainer import final_states
 from rgalign.training.alignment.losses import preference_loss
 from rgalign.training.alignment.marked_trainer import MarkedCheckpoints
+from rgalign.training.alignment.supervised_positions import supervised_positions_only
 
 OURS = ("owner", "row", "prompt_end", "place")  # columns that are not the model's
 REFERENCE = ("ref_chosen_logps", "ref_rejected_logps")
@@ -60,9 +62,12 @@ class PreferenceTrainer(MarkedCheckpoints, DPOTrainer):
         loader = DataLoader(placed, batch_size=batch_size, collate_fn=self.data_collator, shuffle=False)
         model.eval()
         found: dict[int, tuple[float, list[float]]] = {}
-        for batch in self.accelerator.prepare(loader):
-            chosen, rejected = self.compute_ref_log_probs(model, batch)
-            found |= dict(gather_object(_by_place(batch, chosen, rejected)))
+        # As the policy is computed: rounded alike, the first margins are zero. The trainer is not built yet, so that
+        # nothing has wrapped the model or the head.
+        with supervised_positions_only(), frozen_head(), self.accelerator.autocast():
+            for batch in self.accelerator.prepare(loader):
+                chosen, rejected = self.compute_ref_log_probs(model, batch)
+                found |= dict(gather_object(_by_place(batch, chosen, rejected)))
         many = isinstance(dataset[0]["rejected_ids"][0], list)
         values = [found[place] for place in range(len(dataset))]
         dataset = dataset.add_column(REFERENCE[0], [value for value, _ in values])
