@@ -17,7 +17,7 @@ from torch import Tensor
 from trl.trainer import utils
 
 KERNEL = "_ChunkedLogProbFunction"  # in TRL 1.16
-OURS = {"log_probs", "entropy", "is_top1"}  # of the per-token fields that its head may be asked for
+OURS = {"log_probs", "entropy", "mean_logits", "is_top1"}  # of the per-token fields its head may be asked for
 
 
 @contextmanager
@@ -38,7 +38,8 @@ def token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
     """Args: hidden: final states [N, D]. weight: [V, D], bias: [V]. targets: token ids [N].
 
     Returns:
-        log-probabilities, with gradient, entropies in nats, and whether the target is the first argmax, [N] each.
+        log-probabilities, with gradient, entropies in nats, mean logits, and whether the target is the first argmax,
+        [N] each.
     """
     logits = F.linear(hidden, weight, bias)
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
@@ -47,7 +48,8 @@ def token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets
         normaliser = logits.gather(-1, targets[:, None]) - log_probs[:, None]
         entropies = normaliser[:, 0] - (logits - normaliser).exp_().mul_(logits).sum(dim=-1)
         first = logits.argmax(dim=-1) == targets
-    return log_probs, entropies, first
+        means = logits.mean(dim=-1)
+    return log_probs, entropies, means, first
 
 
 class _Either:
@@ -72,5 +74,5 @@ class _Either:
         plain = temperature == 1 and scale == 1 and softcap is None and set(outputs) <= OURS
         if trains or not plain or hidden.device.type != "cpu":
             return self._kernel.apply(hidden, weight, bias, targets, temperature, chunk_size, softcap, scale, outputs)
-        log_probs, entropies, first = token_log_probs(hidden, weight, bias, targets)
-        return log_probs, entropies, None, None, first
+        log_probs, entropies, means, first = token_log_probs(hidden, weight, bias, targets)
+        return log_probs, entropies, None, means, first

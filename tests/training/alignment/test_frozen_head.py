@@ -13,13 +13,13 @@ from trl.trainer import utils as trl_utils
 from rgalign.training.alignment import frozen_head as module
 from rgalign.training.alignment.frozen_head import frozen_head
 
-FIELDS = ("log_probs", "entropy", "is_top1")
+FIELDS = ("log_probs", "entropy", "mean_logits", "is_top1")
 TOKENS, WIDTH, VOCABULARY = 37, 24, 301
 utils: Any = trl_utils
 
 
 def both(bias: bool, **changes: Any) -> tuple[list[Any], list[Any]]:
-    """(ours, TRL's): log-probabilities, entropies, is_top1 and the state's gradient."""
+    """(ours, TRL's): log-probabilities, entropies, is_top1, mean logits and the state's gradient."""
     generator = torch.Generator().manual_seed(3)
     hidden = torch.randn(TOKENS, WIDTH, generator=generator)
     weight = 0.3 * torch.randn(VOCABULARY, WIDTH, generator=generator)
@@ -33,7 +33,7 @@ def both(bias: bool, **changes: Any) -> tuple[list[Any], list[Any]]:
         state = hidden.clone().requires_grad_()
         found = utils._ChunkedLogProbFunction.apply(state, weight, offsets, targets, *given.values())
         found[0].backward(upstream)
-        return [found[0].detach(), found[1], found[4], state.grad]
+        return [found[0].detach(), found[1], found[4], found[3], state.grad]
 
     theirs = run()
     with frozen_head():
@@ -66,7 +66,7 @@ def test_in_bfloat16(ours_ran: list[int]) -> None:
     with torch.autocast("cpu", torch.bfloat16):
         ours, theirs = both(bias=False)
     assert ours_ran == [TOKENS]
-    assert ours[0].dtype == ours[3].dtype == torch.float32
+    assert ours[0].dtype == ours[4].dtype == torch.float32
     for mine, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(mine, other, atol=2e-2, rtol=2e-2)
 
