@@ -109,9 +109,15 @@ def _differences(tables: ModelTables) -> dict[str, dict[str, Any]]:
     }
 
 
-def compare_slices(tables: ModelTables, slices: Sequence[Slice], metric: str) -> list[dict[str, Any]]:
-    """One metric of every model in every slice large enough, with its difference from the baseline."""
+def compare_slices(
+    tables: ModelTables, slices: Sequence[Slice], metric: str, ceiling: SessionMetrics | None = None
+) -> list[dict[str, Any]]:
+    """One metric of every model in every slice large enough, with its difference from the baseline.
+
+    With a ceiling also its mean there, ``ceiling``, and each model's ``share`` of it, None where it is zero.
+    """
     column = tables.names.index(metric)
+    top = np.zeros(len(tables.weights)) if ceiling is None else np.nan_to_num(ceiling.values[metric])
     values = {model: np.nan_to_num(table[:, column]) for model, table in tables.models.items()}
     base = values[tables.baseline]
     defined = ~np.isnan(tables.models[tables.baseline][:, column])
@@ -127,6 +133,13 @@ def compare_slices(tables: ModelTables, slices: Sequence[Slice], metric: str) ->
             cells[tables.baseline]["against_baseline"] = None
             sessions = int((part.mask & defined).sum())
             report.append({"family": part.family, "name": part.name, "sessions": sessions, "models": cells})
+        if ceiling is not None:
+            for entry, weight in zip(report[-len(some) :], inside, strict=True):
+                entry["ceiling"] = float((weight * top).sum() / weight.sum())
+                shares = _shares(np.stack([weight * value for value in values.values()], axis=1),
+                                 np.stack([weight * top] * len(values), axis=1), tables)  # fmt: skip
+                for cell, share in zip(entry["models"].values(), shares, strict=True):
+                    cell["share"] = share
     return report
 
 
@@ -167,6 +180,7 @@ def ceiling_shares(tables: ModelTables, ceiling: SessionMetrics, ks: Sequence[in
 
 
 def _shares(x: Floats, y: Floats, tables: ModelTables) -> list[dict[str, float] | None]:
+    """Of each column sum x / sum y, with its interval."""
     kept = np.flatnonzero(y.sum(axis=0) > 1e-9 * len(y))
     found: list[dict[str, float] | None] = [None] * x.shape[1]
     if len(kept):

@@ -97,6 +97,10 @@ def evaluate(
     tables = ModelTables.of(metrics, baseline, config.gauc_weight, clusters, config.resampling)
     _write_sessions(out_dir / "sessions", first.session_ids, metrics)
     any_metrics = next(iter(metrics.values()))
+    ceiling = None
+    if truth is not None:
+        best = true_scores(truth.intents, truth.probabilities, truth.rest_mass, len(dataset.catalog))
+        ceiling = session_metrics(best, relevant, first.candidates, ks=config.ks)
     report = {
         "dataset": {
             "name": dataset.schema.name,
@@ -114,8 +118,8 @@ def evaluate(
         "metrics": list(any_metrics.values),
         "skipped": {name: any_metrics.skipped(name) for name in any_metrics.values},
         "models": compare(tables, metrics, config.gauc_weight),
-        "slices": compare_slices(tables, split.slices(relevant, config.slice_columns), config.primary),
-        "ceiling": None,
+        "slices": compare_slices(tables, split.slices(relevant, config.slice_columns), config.primary, ceiling),
+        "ceiling": None if ceiling is None else ceiling_shares(tables, ceiling, config.ks),
         "noise_auc": noise_aucs(runs, dataset) if truth is not None else {},
         "curves": learning_curves(runs),
         "reliability": reliability_curves(runs, relevant, clusters, for_plots(config.resampling)),
@@ -123,10 +127,6 @@ def evaluate(
             runs, split, relevant, count=config.num_examples, num_shown=config.num_shown, seed=config.seed
         ),
     }
-    if truth is not None:
-        best = true_scores(truth.intents, truth.probabilities, truth.rest_mass, len(dataset.catalog))
-        ceiling = session_metrics(best, relevant, first.candidates, ks=config.ks)
-        report["ceiling"] = ceiling_shares(tables, ceiling, config.ks)
     report = {key: _without_nan(value) for key, value in report.items()}
     write_json(out_dir / "report.json", report)
     write_atomic(out_dir / "report.html", report_page(report).encode())

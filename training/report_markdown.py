@@ -25,6 +25,8 @@ def report_markdown(report: Report) -> str:
     if report["ceiling"] is not None:
         parts.append(_ceiling(report))
     parts.append(_slices(report))
+    if report["ceiling"] is not None:
+        parts.append(_slice_shares(report))
     return "\n\n".join(parts) + "\n"
 
 
@@ -61,8 +63,29 @@ def _slices(report: Report) -> str:
     for part in report["slices"]:
         cells = part["models"]
         changes = [" ".join(_change(cells[name]["against_baseline"])) for name in others]
-        rows.append([f"{part['family']}: {part['name']}", f"{part['sessions']:,}", _mean(cells[base]), *changes])
+        rows.append([_slice_name(part), f"{part['sessions']:,}", _mean(cells[base]), *changes])
     return _table(head, rows)
+
+
+def _slice_shares(report: Report) -> str:
+    """Each slice's ceiling and the models' shares of it."""
+    models = [model["model"] for model in report["models"]]
+    head = [
+        "slice",
+        "sessions",
+        f"ceiling of {metric_name(report['config']['primary'])}",
+        *(f"{name}, share of it" for name in models),
+    ]
+    rows = []
+    for part in report["slices"]:
+        shares = [part["models"][name]["share"] for name in models]
+        cells = ["n/a" if share is None else _mean(share) for share in shares]
+        rows.append([_slice_name(part), f"{part['sessions']:,}", points(part["ceiling"]), *cells])
+    return _table(head, rows)
+
+
+def _slice_name(part: Mapping[str, Any]) -> str:
+    return f"{part['family']}: {part['name']}"
 
 
 def _mean(cell: Mapping[str, Any]) -> str:

@@ -127,6 +127,8 @@ def slice_table(report: Report) -> str:
             text = _mean_text(cell)
             if cell["against_baseline"] is not None:
                 text += f"<br>{change_text(cell['against_baseline'])} {verdict_chip(cell['against_baseline'])}"
+            if "share" in cell:
+                text += f"<br><span class=note>{_share(cell['share'])} of the ceiling</span>"
             cells.append(f"<td>{text}</td>")
         rows.append("".join(cells))
     return html_table(head, rows, "wide")

@@ -196,6 +196,20 @@ def test_ceiling(report):
     assert ceiling["models"]["baseline"]["ndcg@3"]["share"]["high"] < 1
 
 
+def test_slices_have_their_own_share_of_the_ceiling(report):
+    found = report[0]
+    whole = found["ceiling"]["metrics"]["ndcg@3"]["ceiling"]["mean"]
+    parts = [part for part in found["slices"] if part["family"] == "channel"]
+    assert sum(part["sessions"] for part in parts) == found["dataset"]["sessions"]
+    mean = sum(part["sessions"] * part["ceiling"] for part in parts) / found["dataset"]["sessions"]
+    assert mean == pytest.approx(whole)
+    for part in found["slices"]:
+        for cell in part["models"].values():
+            assert cell["share"]["mean"] == pytest.approx(cell["mean"] / part["ceiling"])
+            assert cell["share"]["low"] < cell["share"]["mean"] < cell["share"]["high"]
+    assert "of the ceiling</span>" in report_page(found)
+
+
 def test_noise_auc_is_shown_where_there_is_one(report):
     assert report[0]["noise_auc"] == {}
     assert "noise flag" not in report_page(report[0])
@@ -278,7 +292,8 @@ def test_markdown_has_every_model_slice_and_share(report):
     change = found["models"][1]["against_baseline"]["ndcg@3"]
     assert other[3].startswith(points(change["difference"], sign=True))
     assert other[4] == "better"
-    assert sum(row[0].startswith("channel: ") for row in rows) == 2
+    assert sum(row[0].startswith("channel: ") for row in rows) == 4  # differences, and shares of the ceiling
+    assert any(row[2] == "ceiling of NDCG@3" and "baseline, share of it" in row for row in rows)
     assert any(row[:2] == ["metric", "ceiling"] and "baseline, share of it" in row for row in rows)
     assert "nan" not in " ".join(lines).lower()
 
