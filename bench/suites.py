@@ -138,7 +138,7 @@ SUITES: Mapping[str, Suite] = {
         "optimiser steps of the rankers over the batch size; alignment steps of the reasoner beside TRL's",
         (
             Step("steps", "training_work", "training.jsonl", quick=words("--batches 32 64 --repeats 2 --sessions 400")),
-            Step("alignment", "alignment_work", "alignment.jsonl", words("--rows 24 --repeats 3"),
+            Step("alignment", "alignment_work", "alignment.jsonl", words("--rows 8 --repeats 3"),
                  words("--rows 2 --layers 2 --vocabulary 512 --repeats 2"), words("--rows 1 8 24")),
         ),
     ),
