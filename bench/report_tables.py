@@ -260,6 +260,7 @@ SUITE_OF = {
     "waterfall": "engine",
     "topk": "kernels",
     "overload": "batcher",
+    "alignment": "training",
     "embedding": "data",
     "exponents": "scaling",
 }

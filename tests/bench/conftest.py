@@ -203,6 +203,14 @@ def other_rows() -> list[dict[str, Any]]:
                 call_ms=around(50.0 * batch),
                 sessions_per_s=around(1_280.0),
             ),
+            made(
+                "alignment step",
+                variant="rgalign",
+                rows=8 * batch,
+                dtype="bfloat16",
+                call_ms=around(500.0 * batch),
+                sessions_per_s=around(16.0),
+            ),
         ]
     rows.append(
         made(
