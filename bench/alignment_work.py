@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 from trl.trainer.utils import add_fused_lm_head
 
-from rgalign.bench.rows import RESULTS, append, in_turn, row, spread
+from rgalign.bench.rows import RESULTS, append, hardware, in_turn, row, spread
 from rgalign.training.alignment.batches import CompletionBatch, completion_rows
 from rgalign.training.alignment.frozen_head import frozen_head
 from rgalign.training.alignment.grouped_attention import group_queries
@@ -51,7 +51,7 @@ def main() -> None:
     parser.add_argument("--out", default="alignment.jsonl", help=f"file in {RESULTS}, or an absolute path")
     arguments = parser.parse_args()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    dtype = arguments.dtype or ("bfloat16" if torch.cpu._is_amx_tile_supported() else "float32")
+    dtype = arguments.dtype or ("bfloat16" if hardware()["instructions"] == "amx_int8" else "float32")
     for count in arguments.rows:
         rows = measure(count, arguments.layers, arguments.vocabulary, dtype, arguments.repeats)
         for each in rows:
@@ -109,7 +109,9 @@ def step(variant: str, batch: dict[str, Tensor], layers: int, vocabulary: int, d
     trained = [value for value in model.parameters() if value.requires_grad]
 
     def call() -> Tensor:
-        with head(variant), torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        supervised = supervised_positions_only() if variant != TRL else nullcontext()
+        plain = frozen_head() if variant == RGALIGN else nullcontext()
+        with supervised, plain, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
             loss = model(**batch, fused_lm_head=True).loss
         loss.backward()
         gradients = torch.cat([value.grad.flatten() for value in trained if value.grad is not None])
@@ -117,16 +119,6 @@ def step(variant: str, batch: dict[str, Tensor], layers: int, vocabulary: int, d
         return gradients
 
     return call
-
-
-@contextmanager
-def head(variant: str) -> Iterator[None]:
-    with ExitStack() as stack:
-        if variant != TRL:
-            stack.enter_context(supervised_positions_only())
-        if variant == RGALIGN:
-            stack.enter_context(frozen_head())
-        yield
 
 
 def reasoner(layers: int, vocabulary: int) -> Any:

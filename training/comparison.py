@@ -134,12 +134,14 @@ def compare_slices(
             sessions = int((part.mask & defined).sum())
             report.append({"family": part.family, "name": part.name, "sessions": sessions, "models": cells})
         if ceiling is not None:
+            x = [weight * value for weight in inside for value in values.values()]
+            y = [weight * top for weight in inside for _ in values]
+            fewer = replace(tables, how=for_plots(tables.how))
+            shares = iter(_shares(np.stack(x, axis=1), np.stack(y, axis=1), fewer))
             for entry, weight in zip(report[-len(some) :], inside, strict=True):
                 entry["ceiling"] = float((weight * top).sum() / weight.sum())
-                shares = _shares(np.stack([weight * value for value in values.values()], axis=1),
-                                 np.stack([weight * top] * len(values), axis=1), tables)  # fmt: skip
-                for cell, share in zip(entry["models"].values(), shares, strict=True):
-                    cell["share"] = share
+                for cell in entry["models"].values():
+                    cell["share"] = next(shares)
     return report
 
 

@@ -40,7 +40,6 @@ from rgalign.training.latents import LatentStore, prompt_digest
 from rgalign.training.ray_embedder import RayActors, RayEmbedder
 from rgalign.training.title_latents import TEXTS, title_prompts
 
-PACK_TOKENS = {"engine": 1024}  # new tokens of a forward pass, elsewhere 256: bench/NOTES.md
 CHUNK_PROMPTS = 256  # what an interrupted run loses at most
 VERBALIZE_ROWS = 4096
 CALIBRATION_PROMPTS = 32
@@ -83,8 +82,8 @@ class EmbedConfig(Config):
 
     @property
     def pack_tokens(self) -> int:
-        """``max_batch_tokens``, or the backend's own; the backend is decided."""
-        return self.max_batch_tokens or PACK_TOKENS.get(self.backend, 256)
+        """``max_batch_tokens``, or the backend's own (bench/NOTES.md); the backend is decided."""
+        return self.max_batch_tokens or (1024 if self.backend == "engine" else 256)
 
 
 Reasoner = HFReasoner | ExternalReasoner | EngineReasoner | OtherReasoner

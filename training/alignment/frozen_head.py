@@ -7,31 +7,22 @@ which accumulate in float32 and round once, are less than half of the time there
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from trl.trainer import utils
+
+from rgalign.training.alignment.trl_parts import replaced
 
 KERNEL = "_ChunkedLogProbFunction"  # in TRL 1.16
 OURS = {"log_probs", "entropy", "mean_logits", "is_top1"}  # of the per-token fields its head may be asked for
 
 
-@contextmanager
-def frozen_head() -> Iterator[None]:
-    """TRL's fused LM head becomes :func:`token_log_probs` where that applies. A TRL without it stays as it is."""
-    kernel = getattr(utils, KERNEL, None)
-    if kernel is None:
-        yield
-        return
-    setattr(utils, KERNEL, _Either(kernel))
-    try:
-        yield
-    finally:
-        setattr(utils, KERNEL, kernel)
+def frozen_head() -> AbstractContextManager[None]:
+    """TRL's fused LM head becomes :func:`token_log_probs` where that applies."""
+    return replaced(KERNEL, _Either)
 
 
 def token_log_probs(hidden: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> tuple[Tensor, ...]:

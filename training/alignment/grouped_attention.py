@@ -1,8 +1,8 @@
 """Attention in bfloat16 on a CPU: one product a group of query heads, with plain autograd.
 
-torch's own kernel is written for inference: of an alignment step a third was its backward pass (bench/NOTES.md). Here
-the heads that share keys and values stand below each other as rows of one product, so that keys and values are not
-repeated and the products run on the CPU's matrix units.
+torch's own kernel is written for inference: its backward pass was over a quarter of an alignment step (bench/NOTES.md).
+Here the heads that share keys and values stand below each other as rows of one product, so that keys and values are
+not repeated and the products run on the CPU's matrix units.
 
     weights = softmax(scaling * Q K^T + mask), out = weights V        Q [heads / groups * queries, D] of each group
 
@@ -20,13 +20,16 @@ from transformers import AttentionInterface
 from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
 NAME = "rgalign_grouped"
+FAMILIES = ("llama", "qwen2", "qwen3")  # others may cap their scores or attend to sinks
 
 
 def group_queries(model: Any) -> None:
-    """Makes a causal model (Llama and Qwen families) attend by :func:`grouped_attention`."""
+    """Makes a causal model of :data:`FAMILIES` attend by :func:`grouped_attention`; another stays as it is."""
+    decoder = model.get_decoder()
+    if decoder.config.model_type not in FAMILIES:
+        return
     AttentionInterface.register(NAME, grouped_attention)
     AttentionMaskInterface.register(NAME, eager_mask)
-    decoder = model.get_decoder()
     for config in (decoder.config, *(layer.self_attn.config for layer in decoder.layers)):
         config._attn_implementation = NAME
 

@@ -6,23 +6,13 @@ shapes. A prompt of 250 tokens before a query of ten then costs 25 times the hea
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 
-from trl.trainer import utils
+from rgalign.training.alignment.trl_parts import replaced
 
 DECIDES = "_use_triton"  # in TRL 1.16; the kernels ask their own module's function, which stays as it is
 
 
-@contextmanager
-def supervised_positions_only() -> Iterator[None]:
-    """TRL's fused LM head skips what no label asks for, on every device. A TRL without that switch stays as it is."""
-    decides = getattr(utils, DECIDES, None)
-    if decides is None:
-        yield
-        return
-    setattr(utils, DECIDES, lambda device: True)
-    try:
-        yield
-    finally:
-        setattr(utils, DECIDES, decides)
+def supervised_positions_only() -> AbstractContextManager[None]:
+    """TRL's fused LM head skips what no label asks for, on every device."""
+    return replaced(DECIDES, lambda given: lambda device: True)

@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from rgalign.chat_format import PromptTemplate
@@ -21,6 +22,7 @@ from rgalign.data.dataset import Dataset, DatasetWriter
 from rgalign.files import write_json
 from rgalign.intents import IntentCatalog
 from rgalign.schema import CategoricalFeature, FeatureSchema
+from rgalign.training.alignment import frozen_head
 from rgalign.training.alignment.alignment_config import AlignmentConfig
 from rgalign.training.embed import EmbedConfig, embed_dataset
 
@@ -177,3 +179,17 @@ def make_config(alignment_place: Path) -> Callable[..., AlignmentConfig]:
         return parse_config(AlignmentConfig, {**values, **changes}, where="test")
 
     return make
+
+
+@pytest.fixture
+def plain_head_rows(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many positions each call of the plain LM head has scored."""
+    scored: list[int] = []
+    plain = frozen_head.token_log_probs
+
+    def counted(hidden: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
+        scored.append(len(hidden))
+        return plain(hidden, *arguments)
+
+    monkeypatch.setattr(frozen_head, "token_log_probs", counted)
+    return scored

@@ -12,14 +12,13 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
 
 from rgalign.config import dump_config
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, DataError, ModelNotFoundError, ProvenanceError
 from rgalign.files import read_json
 from rgalign.reasoner.hf import HFReasoner
-from rgalign.training.alignment import frozen_head, policy
+from rgalign.training.alignment import policy
 from rgalign.training.alignment.align import align
 from rgalign.training.alignment.alignment_config import AlignmentConfig, ContrastConfig
 from rgalign.training.alignment.alignment_inputs import AlignmentInputs
@@ -93,21 +92,13 @@ def test_dpo_starts_at_ln_2_and_widens_the_margin(make_config: Make, tmp_path: P
 
 
 def test_the_reference_is_computed_as_the_policy_is(
-    make_config: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_config: Make, tmp_path: Path, plain_head_rows: list[int]
 ) -> None:
     """In the same precision, and with the LM head at supervised positions alone."""
-    scored: list[int] = []
-    plain = frozen_head.token_log_probs
-
-    def counted(hidden: Tensor, *arguments: Any) -> tuple[Tensor, ...]:
-        scored.append(len(hidden))
-        return plain(hidden, *arguments)
-
-    monkeypatch.setattr(frozen_head, "token_log_probs", counted)
     metrics = align("dpo", make_config(precision="bf16", epochs=1, micro_batch=1), tmp_path / "run")
     assert metrics["before"]["eval_rewards/margins"] == 0
     assert metrics["before"]["eval_loss"] == pytest.approx(math.log(2), abs=1e-6)
-    assert max(scored) < 2 * 40  # tokens of a chosen and of a rejected query; their prompts alone are longer
+    assert max(plain_head_rows) < 2 * 40  # tokens of a chosen and of a rejected query; their prompts alone are longer
 
 
 def test_softmax_dpo(make_config: Make, tmp_path: Path) -> None:

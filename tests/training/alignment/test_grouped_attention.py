@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCau
 from rgalign.training.alignment.grouped_attention import NAME, group_queries
 from rgalign.training.alignment.shared_prefix import share_prefix
 
-SHAPE = {
+SHAPE: dict[str, Any] = {
     "vocab_size": 61,
     "hidden_size": 48,
     "intermediate_size": 64,
@@ -29,9 +29,9 @@ def pair(family: str) -> tuple[Any, Any]:
     torch.manual_seed(5)
     plain: Any
     if family == "qwen3":
-        plain = Qwen3ForCausalLM(Qwen3Config(**SHAPE))  # type: ignore[arg-type]
+        plain = Qwen3ForCausalLM(Qwen3Config(**SHAPE))
     else:
-        plain = LlamaForCausalLM(LlamaConfig(**SHAPE))  # type: ignore[arg-type]
+        plain = LlamaForCausalLM(LlamaConfig(**SHAPE))
     grouped = copy.deepcopy(plain)
     group_queries(grouped)
     return plain, grouped
@@ -95,4 +95,11 @@ def test_later_tokens_and_padding_are_not_seen() -> None:
 def test_another_model_attends_as_before() -> None:
     plain, grouped = pair("llama")
     assert grouped.config._attn_implementation == NAME
+    assert plain.config._attn_implementation != NAME
+
+
+def test_a_family_whose_attention_is_another_stays_as_it_is() -> None:
+    plain, _ = pair("llama")
+    plain.get_decoder().config.model_type = "gemma2"
+    group_queries(plain)
     assert plain.config._attn_implementation != NAME
