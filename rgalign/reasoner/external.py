@@ -10,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from rgalign.errors import DataError
 from rgalign.models.text_encoder import TextEncoder, length_batches
+from rgalign.reasoner.continuation import continued, padding_of
 from rgalign.reasoner.hf import HFReasoner
 from rgalign.reasoner.prefix_tree import TokenIds
 
@@ -45,19 +45,18 @@ class ExternalReasoner:
             "max_new_tokens": str(max_new_tokens),
         }
 
-    @torch.inference_mode()
     def questions(self, token_ids: Sequence[TokenIds], *, prefix_ids: Sequence[int] = ()) -> list[str]:
         """The question decoded for each prompt, B of them; arguments as in :meth:`HFReasoner.embed`."""
         if not len(token_ids):
             raise DataError(where="ExternalReasoner.questions", required="at least one prompt", received="none")
-        prefix = np.asarray(prefix_ids, dtype=np.int32)
-        prompts = [np.concatenate([prefix, ids]) for ids in token_ids]
+        prompts = [np.asarray(ids, dtype=np.int32) for ids in token_ids]
         for row, prompt in enumerate(prompts):
             if not prompt.size:
                 raise DataError(where=f"prompt {row}", required="a non-empty row of token ids", received="none")
         texts = [""] * len(prompts)
-        for rows in length_batches([len(prompt) for prompt in prompts], self.batch_tokens):
-            for row, text in zip(rows, self._decode([prompts[row] for row in rows]), strict=True):
+        lengths = [len(prefix_ids) + len(prompt) for prompt in prompts]
+        for rows in length_batches(lengths, self.batch_tokens):
+            for row, text in zip(rows, self._decode([prompts[row] for row in rows], prefix_ids), strict=True):
                 texts[row] = text
         return texts
 
@@ -73,22 +72,8 @@ class ExternalReasoner:
         on_prompts(len(vectors))
         return vectors
 
-    def _decode(self, prompts: list[TokenIds]) -> list[str]:
-        """Padded on the left, where the mask hides it, so that all rows are continued at their last token."""
+    def _decode(self, prompts: list[TokenIds], prefix_ids: Sequence[int]) -> list[str]:
         model, tokenizer = self.writer.model, self.writer.tokenizer
-        width = max(map(len, prompts))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-            mask[row, width - len(prompt) :] = 1
-        written = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            do_sample=False,
-            max_new_tokens=self.max_new_tokens,
-            pad_token_id=pad,
-        )
-        texts: list[str] = tokenizer.batch_decode(written[:, width:], skip_special_tokens=True)
+        written = continued(model, padding_of(tokenizer), prompts, prefix_ids, max_new_tokens=self.max_new_tokens)
+        texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]

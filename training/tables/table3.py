@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from rgalign.training.embed import EmbedConfig
 from rgalign.training.loop.graph import STAGE1
 from rgalign.training.loop.ranker_steps import ranker_step
 from rgalign.training.loop.reasoner_steps import embed_step
@@ -32,7 +31,6 @@ from rgalign.training.tables.shared_steps import (
 from rgalign.training.tables.table2 import full, full_row, strategy_of
 
 NAMES = {"ltp": "LTP", "mean": "Mean", "eos": "EOS", "external": "Sentence encoder"}
-ENGINE_POOLINGS = ("ltp", "eos")  # of backend engine
 REMARKS = (
     (
         "RG-CL moves the last token's state, so the other poolings are aligned by SFT alone. The rows (SFT) "
@@ -99,16 +97,9 @@ def _stage3(strategy: Strategy, seed: int, pooling: str) -> str:
     return f"{alignment_name(strategy, seed, 'sft')}_{pooling}_stage3"
 
 
-def _embedding(shop: Workshop, pooling: str) -> EmbedConfig:
-    """As the table's, where the backend has this pooling; the definition has them all."""
-    given = shop.config.embed
-    backend = given.backend if pooling in ENGINE_POOLINGS else "hf"
-    return EmbedConfig.model_validate({**given.model_dump(), "pooling": pooling, "backend": backend})
-
-
 def _first(shop: Workshop, pooling: str) -> Iterator[Step]:
     """The first reasoner with this pooling, and the rankers of stage 1 on it."""
-    config = shop.config.model_copy(update={"embed": _embedding(shop, pooling)})
+    config = shop.config.model_copy(update={"embed": shop.config.pooled_embedding(pooling)})
     yield embed_step(_embed(pooling), config, progress=shop.progress)
     latents = shop.out(_embed(pooling))
     rankers = {seed: config.stage1_config(latents, seed=seed) for seed in config.seeds}
@@ -119,7 +110,9 @@ def _aligned(shop: Workshop, strategy: Strategy, seed: int, pooling: str) -> Ite
     """The SFT-aligned reasoner with this pooling, and stage 3 on it."""
     sft = alignment_name(strategy, seed, "sft")
     latents = f"{sft}_{pooling}_latents"
-    config = PooledConfig(run=shop.out(sft), dataset=shop.config.dataset, embedding=_embedding(shop, pooling))
+    config = PooledConfig(
+        run=shop.out(sft), dataset=shop.config.dataset, embedding=shop.config.pooled_embedding(pooling)
+    )
     yield pooled_step(latents, sft, config, progress=shop.progress)
     yield from recalibrated(shop, _stage3(strategy, seed, pooling), strategy, latents, warm=_stage1(pooling))
 

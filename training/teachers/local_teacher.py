@@ -22,6 +22,7 @@ from rgalign.config import Config
 from rgalign.data.dataset import Dataset
 from rgalign.models.text_encoder import length_batches
 from rgalign.prompt import PromptEncoder
+from rgalign.reasoner.continuation import continued, padding_of
 from rgalign.reasoner.prefix_tree import TokenIds
 from rgalign.reasoner.pretrained import load_causal_lm, model_fingerprint
 from rgalign.training.embed import EmbedConfig
@@ -128,30 +129,20 @@ class LocalTeacher:
                 failure = "" if text else "empty answer"
                 yield row, Answer(text, failure, len(prompts[row]), length, seconds)
 
-    @torch.inference_mode()
     def _decode(self, prompts: list[TokenIds]) -> tuple[list[str], list[int]]:
-        """Texts and their token counts. Padded on the left, where the mask hides it."""
-        from transformers import LogitsProcessorList
-
-        model, tokenizer, decoding = self._model, self._tokenizer, self._decoding
-        width = max(map(len, prompts))
-        pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        ids = torch.full((len(prompts), width), pad)
-        mask = torch.zeros(len(prompts), width, dtype=torch.long)
-        for row, prompt in enumerate(prompts):
-            ids[row, width - len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
-            mask[row, width - len(prompt) :] = 1
-        noise = [GumbelNoise(prompts, decoding)] if decoding.temperature else []
-        written = model.generate(
-            input_ids=ids.to(model.device),
-            attention_mask=mask.to(model.device),
-            do_sample=False,
+        """Texts and their token counts."""
+        tokenizer, decoding, prefix = self._tokenizer, self._decoding, self._encoder.prefix_ids
+        pad = padding_of(tokenizer)
+        written = continued(
+            self._model,
+            pad,
+            [prompt[len(prefix) :] for prompt in prompts],
+            prefix,
             max_new_tokens=decoding.max_new_tokens,
-            pad_token_id=pad,
-            logits_processor=LogitsProcessorList(noise),
+            logits_processor=[GumbelNoise(prompts, decoding)] if decoding.temperature else [],
             stop_strings=list(decoding.stop) or None,
             tokenizer=tokenizer,
-        )[:, width:]
+        )
         texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
         lengths = (written != pad).sum(dim=1).tolist()
         return [text.strip() for text in texts], cast(list[int], lengths)

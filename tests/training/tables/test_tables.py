@@ -189,11 +189,13 @@ def test_other_tables_share_the_steps_and_an_empty_strategy_is_a_row_that_says_s
 
 def test_table_3_aligns_the_other_poolings_by_sft_alone(table_values: Values, finished: Path) -> None:
     watch = Watch()
-    table = go(3, table_values(alignment_seeds=[3], poolings=["mean"]), finished, watch)
+    values = table_values(alignment_seeds=[3], poolings=["mean"], pooled={"dtype": "bfloat16"})
+    table = go(3, values, finished, watch)
     assert [name for name in watch.run if (finished / name / "out/model").exists()] == []  # no new alignment
     assert [row["name"] for row in table["rows"]] == ["qe_rec_mean", "qe_rec", "V2_sft_mean", "V2_sft", "V2_full"]
     stores = {name: LatentStore.open(finished / name / "out") for name in ("mean/embed", "V2/seed3/sft_mean_latents")}
-    assert {store.provenance["pooling"] for store in stores.values()} == {"mean"}
+    read = {(store.provenance["pooling"], store.provenance["dtype"]) for store in stores.values()}
+    assert read == {("mean", "bfloat16")}
     aligned = stores["V2/seed3/sft_mean_latents"].provenance["model"]
     assert aligned == LatentStore.open(finished / "V2/seed3/sft_latents/out").provenance["model"]
     assert aligned != stores["mean/embed"].provenance["model"]
@@ -271,6 +273,8 @@ def test_the_experiments_configurations_are_sound(number: int) -> None:
         ({"embed": {"pooling": "mean"}}, "table 3 adds the others"),
         ({"sft": {"seed": 1}}, "alignment_seeds has them"),
         ({"poolings": ["ltp"]}, "external, mean, eos"),
+        ({"pooled": {"dtyp": "bfloat16"}}, "section pooled: required a known key"),
+        ({"pooled": {"backend": "engine"}}, "section pooled: required no key"),
         ({"strategies": ["V2"], "recalibrated": ["V1"]}, "of the strategies V2"),
         ({"dpo": {"learning_rat": 1}}, "section dpo"),
     ],
