@@ -48,8 +48,20 @@ def continued(
         model.get_decoder()(input_ids=ids[:1, :prefix], past_key_values=cache, use_cache=True)
         cache.batch_repeat_interleave(len(prompts))
         options["past_key_values"] = cache
-    written: Tensor = model.generate(input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **options)
+    head = model.get_output_embeddings()
+    hook = head.register_forward_pre_hook(_contiguous)
+    try:
+        written: Tensor = model.generate(
+            input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **options
+        )
+    finally:
+        hook.remove()
     return written[:, ids.shape[1] :]
+
+
+def _contiguous(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's input is a slice of all states, for which torch on a CPU copies the head's weight once a row."""
+    return tuple(each.contiguous() for each in args)
 
 
 def padding_of(tokenizer: Any) -> int:

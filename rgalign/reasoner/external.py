@@ -30,7 +30,7 @@ class ExternalReasoner:
     """
 
     def __init__(
-        self, writer: HFReasoner, encoder: TextEncoder, *, max_new_tokens: int = 24, batch_tokens: int = 4096
+        self, writer: HFReasoner, encoder: TextEncoder, *, max_new_tokens: int = 24, batch_tokens: int = 16384
     ) -> None:
         self.writer = writer
         self.tokenizer = writer.tokenizer

@@ -35,14 +35,14 @@ class Decoding(Config):
 
     Args:
         stop: an answer ends with the first of these; they are kept, blanks at the end are not.
-        batch_tokens: padded prompt tokens decoded together.
+        batch_tokens: padded prompt tokens decoded together; fewer need less memory.
     """
 
     max_new_tokens: int = Field(default=40, ge=1)
     temperature: float = Field(default=0.0, ge=0)
     seed: int = 0
     stop: tuple[str, ...] = ("\n", "?")
-    batch_tokens: int = Field(default=4096, ge=1)
+    batch_tokens: int = Field(default=16384, ge=1)
 
 
 class LocalConfig(Decoding):
