@@ -135,3 +135,12 @@ def detect_chat_format(tokenizer: Any) -> ChatFormat:
         required=f"a tokenizer with the control tokens of one of {', '.join(CHAT_FORMATS)}, or chat_format: plain",
         received=f"one with {len(known)} added tokens: {', '.join(sorted(known)[:5]) or 'none'}",
     )
+
+
+def turn_ends(tokenizer: Any) -> list[int]:
+    """Ids with which an answer may end: the known formats' ends of turn that the tokenizer has, its end of sequence."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    known = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
+    ends = (chat.parts(chat.closing)[0] for chat in CHAT_FORMATS.values() if chat.control)
+    found = {known[end] for end in ends if end in known}
+    return sorted(found | ({tokenizer.eos_token_id} - {None}))

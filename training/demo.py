@@ -19,8 +19,10 @@ from rich.console import Console
 from rgalign.data.dataset import SPLITS, Dataset
 from rgalign.data.sample import sample_dataset, spaced_rows
 from rgalign.data.simulator import SimulatorConfig, simulate
+from rgalign.data.simulator.features import NAME as SIMULATED
 from rgalign.data.sources.boston311 import import_boston311
-from rgalign.errors import DataError
+from rgalign.data.sources.service_line import BOSTON
+from rgalign.errors import ConfigError, DataError
 from rgalign.files import read_json
 from rgalign.training.embed import EmbedConfig, load_reasoner, prompt_encoder
 from rgalign.training.evaluate import evaluate
@@ -122,10 +124,19 @@ def show_time(began: float, console: Console) -> None:
 
 
 def demo_dataset(out: Path, data: Path | None, embedding: EmbedConfig, seconds: float, console: Console) -> Dataset:
-    """All sessions in ``out/all``, and in ``out/data`` as many as can be embedded in ``seconds``."""
+    """All sessions in ``out/all``, and in ``out/data`` as many as can be embedded in ``seconds``.
+
+    Raises:
+        ConfigError: another demo's sessions are there.
+    """
+    everything = out / "all"
+    if everything.is_dir():
+        found, wanted = Dataset.open(everything).schema.name, SIMULATED if data is None else BOSTON.name
+        if found != wanted:
+            required = f"a directory without a demo, or with one of {wanted} sessions (-o names another)"
+            raise ConfigError(where=str(out), required=required, received=f"sessions of {found}")
     if (out / "data").is_dir():
         return Dataset.open(out / "data")
-    everything = out / "all"
     if not everything.is_dir():
         if data is None:
             settings = SimulatorConfig(num_sessions=SIMULATED_SESSIONS, num_intents=SIMULATED_INTENTS)

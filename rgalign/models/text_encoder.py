@@ -36,6 +36,12 @@ class TextEncoder(Protocol):
         ...
 
 
+def encoder_fingerprint(ref: str) -> str:
+    """Hash of the files of :meth:`SentenceEncoder.from_pretrained`'s ``ref``, with its errors."""
+    files = sorted(file for file in resolve_encoder(ref).iterdir() if file.suffix in (".safetensors", ".json", ".txt"))
+    return sha256_json([[file.name, sha256_file(file)] for file in files])
+
+
 class SentenceEncoder:
     """A bidirectional transformer, mean-pooled over a text's tokens and normalised.
 
@@ -64,11 +70,10 @@ class SentenceEncoder:
         from transformers import AutoModel, AutoTokenizer
 
         path = resolve_encoder(ref)
-        files = sorted(file for file in path.iterdir() if file.suffix in (".safetensors", ".json", ".txt"))
-        fingerprint = sha256_json([[file.name, sha256_file(file)] for file in files])
         model = AutoModel.from_pretrained(str(path), dtype=torch.float32)
         model.eval().requires_grad_(False)
-        return cls(model, AutoTokenizer.from_pretrained(str(path)), max_length=max_length, fingerprint=fingerprint)
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        return cls(model, tokenizer, max_length=max_length, fingerprint=encoder_fingerprint(ref))
 
     @torch.inference_mode()
     def encode(self, texts: Sequence[str], *, on_texts: OnTexts = lambda count: None) -> Tensor:

@@ -15,56 +15,80 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rgalign.chat_format import turn_ends
 from rgalign.reasoner.prefix_tree import TokenIds
+
+# What a checkpoint's own generation settings may add to its logits; some count words of the prompt, or the padding.
+PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @torch.inference_mode()
 def continued(
-    model: Any, pad: int, prompts: Sequence[TokenIds], prefix_ids: Sequence[int] = (), **options: Any
+    model: Any, tokenizer: Any, prompts: Sequence[TokenIds], prefix_ids: Sequence[int] = (), **options: Any
 ) -> Tensor:
-    """What the model writes behind each prompt, greedily.
+    """What the model writes behind each prompt, greedily, up to an end of turn or of sequence.
 
     Args:
         model: a transformers causal LM in evaluation mode.
-        pad: token id of the padding, also behind a continuation that ended.
         prompts: B non-empty arrays, each what follows ``prefix_ids``.
         options: of transformers' ``generate``, ``max_new_tokens`` at least.
 
     Returns:
-        [B, N] token ids of the longest continuation's width.
+        [B, N] token ids of the longest continuation's width; :func:`padding_of` behind one that ended.
     """
-    from transformers import DynamicCache
-
-    prefix, width = len(prefix_ids), max(map(len, prompts))
-    ids = torch.full((len(prompts), prefix + width), pad)
+    cache = _shared_prefix(model, prefix_ids, len(prompts))
+    if cache is None:
+        prompts, prefix_ids = [np.concatenate([np.array(prefix_ids, np.int32), ids]) for ids in prompts], ()
+    prefix, pad = len(prefix_ids), padding_of(tokenizer)
+    ids = torch.full((len(prompts), prefix + max(map(len, prompts))), pad)
     mask = torch.zeros_like(ids)
     ids[:, :prefix], mask[:, :prefix] = torch.tensor(prefix_ids, dtype=ids.dtype), 1
     for row, prompt in enumerate(prompts):
         ids[row, -len(prompt) :] = torch.from_numpy(prompt.astype(np.int64))
         mask[row, -len(prompt) :] = 1
-    ids, mask = ids.to(model.device), mask.to(model.device)
-    if prefix:
-        cache = DynamicCache(config=model.config)
-        model.get_decoder()(input_ids=ids[:1, :prefix], past_key_values=cache, use_cache=True)
-        cache.batch_repeat_interleave(len(prompts))
-        options["past_key_values"] = cache
     head = model.get_output_embeddings()
     hook = head.register_forward_pre_hook(_contiguous)
     try:
         written: Tensor = model.generate(
-            input_ids=ids, attention_mask=mask, do_sample=False, pad_token_id=pad, **options
+            input_ids=ids.to(model.device),
+            attention_mask=mask.to(model.device),
+            past_key_values=cache,
+            do_sample=False,
+            pad_token_id=pad,
+            eos_token_id=turn_ends(tokenizer) or None,
+            tokenizer=tokenizer,
+            **PLAIN,
+            **options,
         )
     finally:
         hook.remove()
     return written[:, ids.shape[1] :]
 
 
-def _contiguous(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The head's input is a slice of all states, for which torch on a CPU copies the head's weight once a row."""
-    return tuple(each.contiguous() for each in args)
-
-
 def padding_of(tokenizer: Any) -> int:
     """The tokenizer's padding token, or its end of sequence."""
     found: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return found
+
+
+def _shared_prefix(model: Any, prefix_ids: Sequence[int], count: int) -> Any:
+    """The prefix's keys and values for ``count`` rows, or None.
+
+    None without a prefix, and of a model with layers that do not attend to all that stands before: a window would count
+    the padding, and a state has no positions.
+    """
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    cache = DynamicCache(config=model.config)
+    if not prefix_ids or not all(type(layer) is DynamicLayer for layer in cache.layers):
+        return None
+    row = torch.tensor([prefix_ids], device=model.device)
+    model.get_decoder()(input_ids=row, past_key_values=cache, use_cache=True)
+    cache.batch_repeat_interleave(count)
+    return cache
+
+
+def _contiguous(head: Any, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """The head's input is a slice of all states, for which torch on a CPU copies the head's weight once a row."""
+    return tuple(each.contiguous() for each in args)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from rgalign.errors import DataError
 from rgalign.models.text_encoder import TextEncoder, length_batches
-from rgalign.reasoner.continuation import continued, padding_of
+from rgalign.reasoner.continuation import continued
 from rgalign.reasoner.hf import HFReasoner
 from rgalign.reasoner.prefix_tree import TokenIds
 
@@ -74,6 +74,6 @@ class ExternalReasoner:
 
     def _decode(self, prompts: list[TokenIds], prefix_ids: Sequence[int]) -> list[str]:
         model, tokenizer = self.writer.model, self.writer.tokenizer
-        written = continued(model, padding_of(tokenizer), prompts, prefix_ids, max_new_tokens=self.max_new_tokens)
+        written = continued(model, tokenizer, prompts, prefix_ids, max_new_tokens=self.max_new_tokens)
         texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
         return [" ".join(text.split()) for text in texts]

@@ -7,28 +7,45 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer
 from tokenizers.models import WordLevel
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+)
 
 from rgalign.reasoner.continuation import continued, padding_of
 
 PREFIX = [5, 6, 7]
-PAD = 1
+WORDS, END, PAD = 50, 3, 1
+SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 
 
-@pytest.fixture(scope="module")
+def drawn(model: Any) -> Any:
+    torch.nn.init.normal_(model.get_output_embeddings().weight)
+    return model.eval()
+
+
+@pytest.fixture
 def model() -> Any:
     torch.manual_seed(1)
-    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    made = LlamaForCausalLM(LlamaConfig(vocab_size=50, num_key_value_heads=2, eos_token_id=3, **sizes)).eval()
-    torch.nn.init.normal_(made.lm_head.weight)
-    return made
+    return drawn(LlamaForCausalLM(LlamaConfig(vocab_size=WORDS, num_key_value_heads=2, eos_token_id=END, **SIZES)))
+
+
+def tokenizer(end_of_turn: int | None = None) -> PreTrainedTokenizerFast:
+    names = {word: f"w{word}" for word in range(WORDS)} | ({} if end_of_turn is None else {end_of_turn: "<|im_end|>"})
+    words = Tokenizer(WordLevel({name: word for word, name in names.items()}, unk_token="w0"))
+    if end_of_turn is not None:
+        words.add_special_tokens([AddedToken("<|im_end|>", special=True)])
+    return PreTrainedTokenizerFast(tokenizer_object=words, eos_token=f"w{END}", pad_token=f"w{PAD}")
 
 
 def prompts() -> list[np.ndarray[Any, Any]]:
     rng = np.random.default_rng(0)
-    return [rng.integers(4, 50, length).astype(np.int32) for length in (4, 1, 11, 7)]
+    return [rng.integers(4, WORDS, length).astype(np.int32) for length in (4, 1, 11, 7)]
 
 
 def alone(model: Any, ids: list[int]) -> list[int]:
@@ -39,27 +56,60 @@ def alone(model: Any, ids: list[int]) -> list[int]:
     return found
 
 
-@pytest.mark.parametrize("prefix", [PREFIX, []], ids=["prefix", "no prefix"])
-def test_each_prompt_is_continued_as_it_is_alone(model: Any, prefix: list[int]) -> None:
-    together = continued(model, PAD, prompts(), prefix, max_new_tokens=8).tolist()
+def together(model: Any, prefix: list[int]) -> list[list[int]]:
+    found: list[list[int]] = continued(model, tokenizer(), prompts(), prefix, max_new_tokens=8).tolist()
+    return found
+
+
+def each_alone(model: Any, prefix: list[int]) -> list[list[int]]:
     expected = [alone(model, [*prefix, *ids.tolist()]) for ids in prompts()]
     width = max(map(len, expected))
-    assert together == [row + [PAD] * (width - len(row)) for row in expected]
-    assert len({tuple(row) for row in together}) == len(together)
+    return [row + [PAD] * (width - len(row)) for row in expected]
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, []], ids=["prefix", "no prefix"])
+def test_each_prompt_is_continued_as_it_is_alone(model: Any, prefix: list[int]) -> None:
+    found = together(model, prefix)
+    assert found == each_alone(model, prefix)
+    assert len({tuple(row) for row in found}) == len(found)
+
+
+def test_so_is_that_of_a_model_whose_window_is_shorter_than_the_batch_is_wide() -> None:
+    torch.manual_seed(2)
+    config = Gemma3TextConfig(
+        vocab_size=WORDS, num_key_value_heads=2, head_dim=8, sliding_window=6, eos_token_id=END, **SIZES
+    )
+    windowed = drawn(Gemma3ForCausalLM(config))
+    assert set(windowed.config.layer_types) == {"sliding_attention"}
+    found = together(windowed, PREFIX)
+    assert found == each_alone(windowed, PREFIX)
+    assert len({tuple(row) for row in found}) > 1
+
+
+def test_a_checkpoint_s_own_penalties_are_left_out(model: Any) -> None:
+    plain = together(model, PREFIX)
+    model.generation_config.repetition_penalty = 50.0
+    assert each_alone(model, PREFIX) != plain
+    assert together(model, PREFIX) == plain
+
+
+def test_an_answer_ends_with_the_turn_though_the_model_names_another_end(model: Any) -> None:
+    free = continued(model, tokenizer(), prompts()[:1], max_new_tokens=8)[0].tolist()
+    marked = tokenizer(free[2])
+    assert continued(model, marked, prompts()[:1], max_new_tokens=8)[0].tolist() == free[:3]
 
 
 def test_the_head_reads_states_in_one_piece_and_is_left_as_it_was(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[bool] = []
     forward = model.lm_head.forward
     monkeypatch.setattr(model.lm_head, "forward", lambda states: seen.append(states.is_contiguous()) or forward(states))
-    continued(model, PAD, prompts(), max_new_tokens=3)
+    continued(model, tokenizer(), prompts(), max_new_tokens=3)
     assert seen == [True, True, True]
     with pytest.raises(ValueError, match="max_new_tokens"):
-        continued(model, PAD, prompts(), max_new_tokens=0)
+        continued(model, tokenizer(), prompts(), max_new_tokens=0)
     assert not model.lm_head._forward_pre_hooks
 
 
 def test_padding_is_the_tokenizer_s_own_or_the_end_of_sequence() -> None:
-    words = Tokenizer(WordLevel({"a": 0, "end": 1, "pad": 2}, unk_token="a"))
-    assert padding_of(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end")) == 1
-    assert padding_of(PreTrainedTokenizerFast(tokenizer_object=words, eos_token="end", pad_token="pad")) == 2
+    assert padding_of(tokenizer()) == PAD
+    assert padding_of(PreTrainedTokenizerFast(tokenizer_object=tokenizer().backend_tokenizer, eos_token="w3")) == END

@@ -23,7 +23,8 @@ from rgalign.training.teachers.generate_config import GenerateConfig
 
 Section = dict[str, Any]
 SectionT = TypeVar("SectionT", bound=Config)
-BASELINE_MODEL, RANKER_MODEL = {"model": "baseline"}, {"model": "qe_rec"}
+RANKER_MODEL = {"model": "qe_rec"}
+OF_A_QUERY = {"part_weight", "title_weight"}  # keys of a loss that mean nothing to a ranker without a query
 RECALIBRATION_EPOCHS = 5
 RECALIBRATED = "query"  # the query tower alone: the others have learned their part, and only overfit (docs/loop.md)
 NOWHERE = Path("unset")  # in place of the paths while sections are checked
@@ -42,7 +43,7 @@ class LoopConfig(Config):
             selection, whose latent queries know their clicks.
         embed: of the reasoner that the loop begins with.
         stage1: keys of stage 1; the other rankers train with them too.
-        baseline: laid over ``stage1`` for the baseline arm.
+        baseline: laid over ``stage1`` for the baseline arm, whose loss is that of ``stage1.model`` unless it has one.
         generate, reward, select: keys of those steps.
         alignment: keys of both alignments; ``sft`` and ``align`` are laid over it.
         stage3: laid over ``stage1`` for the recalibration and its control alike.
@@ -82,7 +83,9 @@ class LoopConfig(Config):
         return self
 
     def baseline_config(self, *, seed: int) -> Stage1Config:
-        keys = {**self.stage1, "model": BASELINE_MODEL, **self.baseline}
+        """Its loss is that of stage 1, so that the arms differ in the model alone."""
+        loss = self.stage1_config(NOWHERE, seed=seed).model.loss.model_dump(exclude=OF_A_QUERY)
+        keys = {**self.stage1, "model": {"model": "baseline", "loss": loss}, **self.baseline}
         return self._ranker("baseline", keys, seed=seed)
 
     def stage1_config(self, latents: Path, *, seed: int) -> Stage1Config:

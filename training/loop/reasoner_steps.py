@@ -6,15 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from rgalign.config import Config
+from rgalign.config import Config, load_config
 from rgalign.data.dataset import SPLITS, Dataset
 from rgalign.files import read_json, sha256_file
+from rgalign.models.text_encoder import encoder_fingerprint
 from rgalign.reasoner.pretrained import model_fingerprint
 from rgalign.training.alignment.align import align
 from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
 from rgalign.training.alignment.policy import MODEL
 from rgalign.training.alignment.reembed import reembed
-from rgalign.training.embed import EmbedConfig, EmbedReport, embed_dataset
+from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, EmbedReport, embed_dataset
 from rgalign.training.latents import LatentStore
 from rgalign.training.loop.loop_config import LoopConfig
 from rgalign.training.loop.outside_files import dataset_hashes
@@ -28,6 +29,7 @@ from rgalign.training.selection.select_config import SelectConfig
 from rgalign.training.teachers.candidates_file import FILE as CANDIDATES
 from rgalign.training.teachers.generate import generate
 from rgalign.training.teachers.generate_config import GenerateConfig
+from rgalign.training.teachers.local_teacher import LocalConfig
 
 NOT_EMBEDDED = {"model", "device", "max_batch_tokens"}  # the model counts by content
 
@@ -51,8 +53,12 @@ def embed_step(name: str, loop: LoopConfig, *, progress: bool) -> Step:
         settings=config.model_dump(mode="json", exclude=NOT_EMBEDDED),
         after=(),
         run=run,
-        outcome=_latents,
-        files=lambda: {**dataset_hashes(loop.dataset, SPLITS), "model": model_fingerprint(config.model)},
+        outcome=latents_outcome,
+        files=lambda: {
+            **dataset_hashes(loop.dataset, SPLITS),
+            "model": model_fingerprint(config.model),
+            **encoder_hash(config),
+        },
     )
 
 
@@ -63,10 +69,10 @@ def reembed_step(name: str, loop: LoopConfig, aligned: str, run_dir: Path, *, pr
     return Step(
         name=name,
         config=ReembedConfig(run=run_dir, dataset=loop.dataset),
-        settings={},
+        settings=loop.embed.model_dump(mode="json", exclude=NOT_EMBEDDED),
         after=(aligned,),
         run=run,
-        outcome=_latents,
+        outcome=latents_outcome,
         files=lambda: dataset_hashes(loop.dataset, SPLITS),
     )
 
@@ -75,8 +81,15 @@ def _embedded(report: EmbedReport) -> dict[str, Any]:
     return {"sessions": report.sessions, "distinct_prompts_computed_last": report.distinct_prompts}
 
 
-def _latents(out: Path) -> str:
-    return LatentStore.open(out).hash
+def latents_outcome(out: Path) -> dict[str, Any]:
+    """The store's origin, and what of the prompts that leaves open."""
+    config = load_config(EmbedConfig, out / EMBED_CONFIG)
+    return {"store": LatentStore.open(out).hash, "max_tokens": config.max_tokens, "include_pii": config.include_pii}
+
+
+def encoder_hash(config: EmbedConfig) -> dict[str, str]:
+    """Of the sentence encoder that pooling ``external`` reads decoded questions with."""
+    return {"encoder": encoder_fingerprint(config.sentence_encoder)} if config.pooling == "external" else {}
 
 
 def generate_step(name: str, config: GenerateConfig, after: tuple[str, ...], *, progress: bool) -> Step:
@@ -91,9 +104,14 @@ def generate_step(name: str, config: GenerateConfig, after: tuple[str, ...], *, 
             "candidates": sha256_file(out / CANDIDATES),
             "priority": read_json(out / METRICS)["priority"],
         },
-        files=lambda: dataset_hashes(config.dataset),
+        files=lambda: {**dataset_hashes(config.dataset), **teacher_models(config)},
         parts_of=(),
     )
+
+
+def teacher_models(config: GenerateConfig) -> dict[str, str]:
+    local = [each for each in config.teachers if isinstance(each, LocalConfig)]
+    return {f"model of {each.name}": model_fingerprint(each.model) for each in local}
 
 
 def reward_step(name: str, loop: LoopConfig, config: RewardConfig, after: tuple[str, ...], *, progress: bool) -> Step:

@@ -64,8 +64,10 @@ def choose(
         base: the teacher that is the reasoner itself.
     """
     qualified: Sequence[Scored] = candidates
+    if strategy != "V1":
+        qualified = _without_copies(candidates, base)
     if strategy in ("V3", "V4"):
-        filtered = _filtered(candidates, strategy, base)
+        filtered = _filtered(qualified, strategy, base)
         if isinstance(filtered, str):
             return Choice(filtered)
         qualified = filtered
@@ -82,6 +84,12 @@ def choose(
     for each in worse:  # teachers that said the same are rejected once
         texts.setdefault(each.query, each)
     return Choice(KEPT, chosen, tuple(texts.values()))
+
+
+def _without_copies(candidates: Sequence[Scored], base: str) -> list[Scored]:
+    """A query in the base teacher's own words is the base teacher's, whoever else wrote it."""
+    own = next((each for each in candidates if each.teacher == base), None)
+    return [each for each in candidates if own is None or each is own or each.query.split() != own.query.split()]
 
 
 def _filtered(candidates: Sequence[Scored], strategy: Strategy, base: str) -> list[Scored] | str:

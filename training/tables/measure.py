@@ -22,7 +22,6 @@ import torch
 from numpy.typing import NDArray
 
 from rgalign.data.dataset import SPLITS, Dataset
-from rgalign.data.sample import spaced_rows
 from rgalign.errors import ConfigError, DataError, ProvenanceError
 from rgalign.files import atomic_path, sha256_file
 from rgalign.metrics.ranking import SessionMetrics, session_metrics
@@ -36,12 +35,15 @@ from rgalign.training.loop.step import OUT, OnStep, Step
 from rgalign.training.ranker_files import LoadedRanker, load_ranker
 from rgalign.training.ranker_scores import score_split
 from rgalign.training.scores import SplitScores
+from rgalign.training.sessions import evenly_spaced
+from rgalign.training.stage1_config import Stage1Config
+from rgalign.training.stage1_inputs import STATISTICS_LATENTS
 from rgalign.training.tables.row import Row, RowRuns
 from rgalign.training.tables.tables_config import TablesConfig
+from rgalign.training.used_sessions import used_rows
 
 FILE = "sessions.parquet"
 UNALIGNED = -1
-STATISTICS_SESSIONS = 65_536
 
 RunKey = tuple[int, int | None]  # ranker seed, alignment seed
 Rows = NDArray[np.integer[Any]]
@@ -55,11 +57,12 @@ class MeasuredRow:
     runs: dict[RunKey, SessionMetrics]
 
 
-def measure_name(row: str) -> str:
-    return f"measure/{row}"
+def measure_name(table: int, row: str) -> str:
+    """Each table has its own, for its own alignment seeds."""
+    return f"measure/table{table}/{row}"
 
 
-def measure_step(row: Row, config: TablesConfig, root: Path) -> Step:
+def measure_step(table: int, row: Row, config: TablesConfig, root: Path) -> Step:
     """Args: row: has runs."""
 
     def run(out: Path, on_step: OnStep | None) -> Mapping[str, Any]:
@@ -75,7 +78,7 @@ def measure_step(row: Row, config: TablesConfig, root: Path) -> Step:
         "labels": config.evaluation.labels,
     }
     return Step(
-        name=measure_name(row.name),
+        name=measure_name(table, row.name),
         config=config.evaluation,
         settings=settings,
         after=row.steps,
@@ -112,16 +115,17 @@ def score_row(runs: RowRuns, run: Path, dataset: Dataset, root: Path) -> SplitSc
     store = LatentStore.open(root / runs.latents / OUT)
     if runs.scored == "own":
         return score_split(loaded, dataset, "test", store)
-    return score_split(
-        transplanted(loaded, store, dataset, anew=runs.scored == "restandardised"), dataset, "test", store
-    )
+    anew = run_config(run) if runs.scored == "restandardised" else None
+    return score_split(transplanted(loaded, store, dataset, anew=anew), dataset, "test", store)
 
 
-def transplanted(loaded: LoadedRanker, store: LatentStore, dataset: Dataset, *, anew: bool) -> LoadedRanker:
+def transplanted(
+    loaded: LoadedRanker, store: LatentStore, dataset: Dataset, *, anew: Stage1Config | None
+) -> LoadedRanker:
     """The ranker as it is, ready to be read with latent queries that it was not trained on.
 
     Args:
-        anew: take the query tower's input statistics from the training sessions' latent queries of ``store``.
+        anew: take the query tower's input statistics from ``store``, as training with this configuration does.
 
     Raises:
         ConfigError: a ranker without a query tower.
@@ -133,9 +137,11 @@ def transplanted(loaded: LoadedRanker, store: LatentStore, dataset: Dataset, *, 
     if loaded.latents["dim"] != store.dim:
         required = f"latent queries of width {loaded.latents['dim']}"
         raise ProvenanceError(where=str(store.path), required=required, received=str(store.dim))
-    if anew:
-        rows = store.rows(dataset, "train")
-        sample = rows[spaced_rows(len(rows), min(len(rows), STATISTICS_SESSIONS))]
+    if anew is not None:
+        used = used_rows(dataset, without=anew.without, max_train=anew.max_train)
+        rows = store.rows(dataset, "train") if used is None else store.rows(dataset, "train")[used]
+        spread = evenly_spaced(len(rows), STATISTICS_LATENTS)
+        sample = rows if spread is None else rows[spread]
         tower.set_statistics(torch.from_numpy(store.take(sample)))
     return replace(loaded, latents=store.provenance)
 

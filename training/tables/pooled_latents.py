@@ -23,7 +23,7 @@ from rgalign.training.embed import (
 )
 from rgalign.training.latents import LatentStore
 from rgalign.training.loop.outside_files import dataset_hashes
-from rgalign.training.loop.reasoner_steps import NOT_EMBEDDED
+from rgalign.training.loop.reasoner_steps import NOT_EMBEDDED, encoder_hash, latents_outcome
 from rgalign.training.loop.step import OnStep, Step
 
 
@@ -48,8 +48,8 @@ def pooled_step(name: str, aligned: str, config: PooledConfig, *, progress: bool
         settings=config.embedding.model_dump(mode="json", exclude=NOT_EMBEDDED),
         after=(aligned,),
         run=run,
-        outcome=lambda out: LatentStore.open(out).hash,
-        files=lambda: dataset_hashes(config.dataset, SPLITS),
+        outcome=latents_outcome,
+        files=lambda: {**dataset_hashes(config.dataset, SPLITS), **encoder_hash(config.embedding)},
     )
 
 

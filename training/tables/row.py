@@ -32,7 +32,7 @@ class Row:
     """One line.
 
     Args:
-        name: unique over all tables of a directory; the folder of its sessions' metrics.
+        name: unique in its table; the folder of its sessions' metrics.
         cells: what stands before the metrics, one a column of the table's head.
         runs: one for each alignment seed.
         against: names of the rows that it is compared with, the row of comparison first.

@@ -19,6 +19,7 @@ from accelerate.state import AcceleratorState
 from rgalign.config import dump_config
 from rgalign.errors import ConfigError, ProvenanceError
 from rgalign.files import read_json
+from rgalign.training.loop.graph import EMBED
 from rgalign.training.loop.loop import Announce, OnLoopStep, step_inputs
 from rgalign.training.loop.step import OUT, Step, StepFolder
 from rgalign.training.tables.measure import measure_step
@@ -49,7 +50,7 @@ def table_steps(number: int, shop: Workshop) -> Iterator[Step]:
             seen.add(step.name)
             yield step
     plan = make_plan(shop)
-    yield from (measure_step(row, shop.config, shop.root) for row in plan.rows if row.runs)
+    yield from (measure_step(plan.number, row, shop.config, shop.root) for row in plan.rows if row.runs)
     yield table_step(plan, shop.config, shop.root)
 
 
@@ -111,7 +112,8 @@ def config_name(number: int) -> str:
 
 def require_tables(root: Path) -> None:
     """Raises ProvenanceError: something else's directory."""
-    strangers = root.exists() and any(not path.name.startswith(".") for path in root.iterdir())
+    names = {path.name for path in root.iterdir()} if root.exists() else set()
+    strangers = any(name != EMBED and not name.startswith(".") for name in names)  # EMBED may have been put there
     if strangers and not any((root / config_name(number)).is_file() for number in NUMBERS):
         required = "an empty directory or one of this command's"
         raise ProvenanceError(where=str(root), required=required, received="a directory without table<number>.yaml")

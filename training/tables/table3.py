@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from rgalign.training.embed import with_backend
 from rgalign.training.loop.graph import STAGE1
 from rgalign.training.loop.ranker_steps import ranker_step
 from rgalign.training.loop.reasoner_steps import embed_step
@@ -29,6 +30,7 @@ from rgalign.training.tables.shared_steps import (
     selection,
 )
 from rgalign.training.tables.table2 import full, full_row, strategy_of
+from rgalign.training.tables.tables_config import ENGINE_POOLINGS
 
 NAMES = {"ltp": "LTP", "mean": "Mean", "eos": "EOS", "external": "Sentence encoder"}
 REMARKS = (
@@ -82,7 +84,18 @@ def table3_plan(shop: Workshop) -> TablePlan:
         Improvement(f"LTP (Full) vs {NAMES[pooling]} (Rel.)", f"{strategy}_full", f"{sft}_{pooling}", "relative")
         for pooling in config.poolings
     )
-    return TablePlan(3, "Pooling", ("Model", "Pooling"), rows, improvements, REMARKS)
+    return TablePlan(3, "Pooling", ("Model", "Pooling"), rows, improvements, (*REMARKS, *_precision(shop)))
+
+
+def _precision(shop: Workshop) -> Iterator[str]:
+    """Of what computes which pooling, where it is not the same for all."""
+    other = [pooling for pooling in shop.config.poolings if pooling not in ENGINE_POOLINGS]
+    first = with_backend(shop.config.embed)
+    if other and (first.backend != "hf" or shop.config.pooled):
+        how = f"the engine in {first.engine_dtype}" if first.backend == "engine" else first.backend
+        dtype = shop.config.pooled_embedding(other[0]).dtype
+        names = " and ".join(NAMES[pooling] for pooling in other)
+        yield f"{names}: computed by transformers in {dtype}; the rest by {how}."
 
 
 def _stage1(pooling: str) -> str:

@@ -48,7 +48,7 @@ def table_step(plan: TablePlan, config: TablesConfig, root: Path) -> Step:
         name=table_name(plan.number),
         config=config.evaluation,
         settings=settings,
-        after=tuple(measure_name(row.name) for row in measured),
+        after=tuple(measure_name(plan.number, row.name) for row in measured),
         run=run,
         outcome=lambda out: None,
         files=lambda: dataset_hashes(config.dataset, (SPLIT,)),
@@ -58,7 +58,11 @@ def table_step(plan: TablePlan, config: TablesConfig, root: Path) -> Step:
 def make_table(plan: TablePlan, config: TablesConfig, root: Path) -> Table:
     """What table.json holds."""
     dataset, evaluation = Dataset.open(config.dataset), config.evaluation
-    found = {row.name: read_measured(root / measure_name(row.name) / OUT / FILE) for row in plan.rows if row.runs}
+    found = {
+        row.name: read_measured(root / measure_name(plan.number, row.name) / OUT / FILE)
+        for row in plan.rows
+        if row.runs
+    }
     session_ids = next(iter(found.values())).session_ids
     clusters = EvaluationSplit(dataset, session_ids).users() if evaluation.clusters == "user" else None
     cells = Cells(found, evaluation.gauc_weight, clusters, evaluation.resampling)

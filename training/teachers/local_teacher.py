@@ -132,19 +132,17 @@ class LocalTeacher:
     def _decode(self, prompts: list[TokenIds]) -> tuple[list[str], list[int]]:
         """Texts and their token counts."""
         tokenizer, decoding, prefix = self._tokenizer, self._decoding, self._encoder.prefix_ids
-        pad = padding_of(tokenizer)
         written = continued(
             self._model,
-            pad,
+            tokenizer,
             [prompt[len(prefix) :] for prompt in prompts],
             prefix,
             max_new_tokens=decoding.max_new_tokens,
             logits_processor=[GumbelNoise(prompts, decoding)] if decoding.temperature else [],
             stop_strings=list(decoding.stop) or None,
-            tokenizer=tokenizer,
         )
         texts: list[str] = tokenizer.batch_decode(written, skip_special_tokens=True)
-        lengths = (written != pad).sum(dim=1).tolist()
+        lengths = (written != padding_of(tokenizer)).sum(dim=1).tolist()
         return [text.strip() for text in texts], cast(list[int], lengths)
 
 

@@ -23,6 +23,7 @@ from rgalign.schema import (
     SequenceFeature,
 )
 
+NAME = "simulated-shop"
 WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
 
 VERBALIZED = {  # categorical features: column and vocabulary have one name
@@ -69,7 +70,7 @@ def build_schema() -> FeatureSchema:
     vocabularies = {name: _numbered(names) for name, names in WORDS.items() if name != "waiting"}
     vocabularies |= {"region": dict(REGIONS), "weekday": _numbered(WEEKDAYS)}
     return FeatureSchema(
-        name="simulated-shop",
+        name=NAME,
         description="An e-commerce chatbot in eight regions, simulated; docs/simulator.md says how.",
         features=(*_spoken(), *_histories(), *_silent()),
         vocabularies=vocabularies,

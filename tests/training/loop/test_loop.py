@@ -20,11 +20,13 @@ from rgalign.errors import ConfigError, ProvenanceError, RewardError
 from rgalign.files import read_json, sha256_file
 from rgalign.training.alignment.alignment_config import AlignmentConfig
 from rgalign.training.alignment.alignment_inputs import AlignmentInputs
+from rgalign.training.embed import EMBED_CONFIG, EmbedConfig
 from rgalign.training.latents import LatentStore
 from rgalign.training.loop import ranker_steps
 from rgalign.training.loop.graph import steps
 from rgalign.training.loop.loop import run_loop
 from rgalign.training.loop.loop_config import LoopConfig
+from rgalign.training.loop.reasoner_steps import latents_outcome
 from rgalign.training.loop.status import loop_status, next_line
 from rgalign.training.ranker_files import load_ranker
 from rgalign.training.ranker_scores import score_split
@@ -303,3 +305,12 @@ def test_status_command_shows_states_times_and_sizes(finished: Path) -> None:
     assert list(rows) == STEPS
     assert rows["round1/sft"].seconds > 0
     assert rows["stage1"].size_bytes > 10_000
+
+
+def test_latent_queries_of_shorter_prompts_are_others(finished: Path, tmp_path: Path) -> None:
+    first = latents_outcome(finished / "embed/out")
+    shutil.copytree(finished / "embed/out", tmp_path / "out")
+    assert latents_outcome(tmp_path / "out") == first
+    config = load_config(EmbedConfig, tmp_path / "out" / EMBED_CONFIG)
+    dump_config(config.model_copy(update={"max_tokens": 40}), tmp_path / "out" / EMBED_CONFIG)
+    assert latents_outcome(tmp_path / "out") == {**first, "max_tokens": 40}

@@ -8,6 +8,7 @@ import pytest
 
 from rgalign.config import dump_config, load_config, parse_config
 from rgalign.errors import ConfigError
+from rgalign.models.loss import LossConfig
 from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
 
 Values = Callable[..., dict[str, Any]]
@@ -45,6 +46,17 @@ def test_sections_lie_over_each_other(loop_values: Values) -> None:
     assert unaligned.recalibration_config(Path("new"), Path("old"), Path("chosen"), seed=3).without == Path("chosen")
     assert config.sft_config(NOWHERE, NOWHERE, NOWHERE).epochs == 2
     assert config.align_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE).epochs == 1
+
+
+def test_the_baseline_trains_with_the_loss_of_stage_1(loop_values: Values) -> None:
+    loss = {"mask_unseen": False, "logit_scale_init": 9.0, "part_weight": 0.5, "title_weight": 1.0}
+
+    def baseline(**changes: Any) -> LossConfig:
+        values = loop_values(stage1={"model": {"model": "qe_rec", "loss": loss}}, **changes)
+        return parse_config(LoopConfig, values, where="loop.yaml").baseline_config(seed=0).model.loss
+
+    assert baseline() == LossConfig(mask_unseen=False, logit_scale_init=9.0)
+    assert baseline(baseline={"model": {"model": "baseline", "loss": {"target": "exp"}}}).mask_unseen
 
 
 def test_recalibration_trains_the_query_tower_unless_told_otherwise(loop_values: Values) -> None:

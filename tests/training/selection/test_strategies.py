@@ -125,3 +125,14 @@ def test_v4_takes_the_higher_reward_of_its_two() -> None:
     choice = chosen(either, "V4")
     assert choice.chosen is not None
     assert choice.chosen.teacher == "compass"  # nearest; gemini is farthest; gpt's reward does not qualify it
+
+
+@pytest.mark.parametrize(("strategy", "expected"), [("V2", BASE_WON), ("V3", NO_OTHER), ("V4", NO_OTHER)])
+def test_the_base_s_own_words_are_the_base_s_whoever_wrote_them(strategy: Strategy, expected: str) -> None:
+    own = Scored("base", QUERIES["base"], 0.9, 0.0, 0.9)
+    copy = Scored("compass", QUERIES["base"], 0.9, 0.0, 0.9)
+    assert choose([copy, own], strategy, priority=PRIORITY, base="base").why == expected
+    assert choose([copy, own], "V1", priority=PRIORITY, base="base").chosen == copy
+    if strategy != "V3":
+        other = Scored("gpt", QUERIES["gpt"], 0.95, 0.0, 0.1)
+        assert choose([copy, own, other], strategy, priority=PRIORITY, base="base").chosen == other

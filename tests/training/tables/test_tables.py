@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Callable
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -18,15 +20,17 @@ from rgalign.config import load_config, parse_config
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, ProvenanceError, RewardError
 from rgalign.files import read_json
+from rgalign.training.experiment import run_config
 from rgalign.training.latents import LatentStore
 from rgalign.training.loop import reasoner_steps
 from rgalign.training.loop.status import next_line
 from rgalign.training.ranker_files import load_ranker
 from rgalign.training.ranker_scores import score_split
+from rgalign.training.sessions import evenly_spaced
 from rgalign.training.stage1_config import Stage1Config
 from rgalign.training.tables.measure import score_row, transplanted
 from rgalign.training.tables.row import RowRuns
-from rgalign.training.tables.run_tables import MAKERS, run_table, table_steps
+from rgalign.training.tables.run_tables import MAKERS, require_tables, run_table, table_steps
 from rgalign.training.tables.shared_steps import Workshop
 from rgalign.training.tables.table_console import print_table
 from rgalign.training.tables.tables_config import TablesConfig
@@ -150,10 +154,10 @@ def test_a_frozen_row_is_the_ranker_of_stage_1_on_the_aligned_latent_queries(
         assert not np.array_equal(own.total, other.total)
     assert not np.array_equal(frozen.total, anew.total)
     # New statistics of the latent queries that the ranker was trained on are its own statistics.
-    same = score_split(transplanted(load_ranker(run), old, dataset, anew=True), dataset, "test", old)
+    same = score_split(transplanted(load_ranker(run), old, dataset, anew=run_config(run)), dataset, "test", old)
     np.testing.assert_allclose(same.total, own.total, atol=1e-6)
     with pytest.raises(ConfigError, match="query tower"):
-        transplanted(load_ranker(finished / "baseline/out/seed0"), store, dataset, anew=False)
+        transplanted(load_ranker(finished / "baseline/out/seed0"), store, dataset, anew=None)
 
 
 def test_other_tables_share_the_steps_and_an_empty_strategy_is_a_row_that_says_so(
@@ -170,7 +174,8 @@ def test_other_tables_share_the_steps_and_an_empty_strategy_is_a_row_that_says_s
     values = table_values(alignment_seeds=[3], strategies=["V2", "V3"], recalibrated=["V2"])
     watch = Watch()
     table = go(4, values, finished, watch)
-    assert watch.run == ["V3/select", "table4"]
+    measured = ["qe_rec", "V2_cl_frozen", "control", "V2_full"]  # by each table, for its own alignment seeds
+    assert watch.run == ["V3/select", *(f"measure/table4/{row}" for row in measured), "table4"]
     rows = {row["name"]: row for row in table["rows"]}
     assert list(rows) == ["qe_rec", "V2_cl_frozen", "V3_cl_frozen", "control", "V2_full"]
     assert rows["V3_cl_frozen"]["metrics"] is None
@@ -194,6 +199,7 @@ def test_table_3_aligns_the_other_poolings_by_sft_alone(table_values: Values, fi
     assert [name for name in watch.run if (finished / name / "out/model").exists()] == []  # no new alignment
     assert [row["name"] for row in table["rows"]] == ["qe_rec_mean", "qe_rec", "V2_sft_mean", "V2_sft", "V2_full"]
     stores = {name: LatentStore.open(finished / name / "out") for name in ("mean/embed", "V2/seed3/sft_mean_latents")}
+    assert "Mean: computed by transformers in bfloat16; the rest by the engine in fp32." in table["remarks"]
     read = {(store.provenance["pooling"], store.provenance["dtype"]) for store in stores.values()}
     assert read == {("mean", "bfloat16")}
     aligned = stores["V2/seed3/sft_mean_latents"].provenance["model"]
@@ -219,7 +225,7 @@ def test_several_alignment_seeds_are_whole_alignments_of_their_own(table_values:
         ("V2/seed1/cl_stage3", 1),
     ]
     assert full.against[0] == "V2_control"
-    assert steps["table2"].after[-1] == "measure/V2_full"
+    assert steps["table2"].after[-1] == "measure/table2/V2_full"
 
 
 def test_what_is_written_says_inconclusive_and_can_be_read(finished: Path, table: dict[str, Any]) -> None:
@@ -255,7 +261,7 @@ def test_commands_print_the_table_and_its_steps(finished: Path) -> None:
     assert "Table 2: Main results" in shown
     assert "written: " in shown
     status = CliRunner().invoke(app, ["train", "status", str(finished)], catch_exceptions=False).output
-    assert "measure/V2_cl_frozen" in status
+    assert "measure/table2/V2_cl_frozen" in status
 
 
 @pytest.mark.parametrize("number", [2, 3, 4])
@@ -282,6 +288,26 @@ def test_the_experiments_configurations_are_sound(number: int) -> None:
 def test_configurations_that_cannot_be_are_refused(table_values: Values, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of(table_values(**changes))
+
+
+def test_statistics_are_taken_from_the_sessions_that_the_ranker_trained_on(finished: Path) -> None:
+    run, store = finished / "stage1/out/seed0", LatentStore.open(finished / "embed/out")
+    config = run_config(run)
+    dataset = Dataset.open(config.dataset)
+    count = dataset.num_rows("train")
+    loaded, few = load_ranker(run), config.model_copy(update={"max_train": 3})
+    tower = transplanted(loaded, store, dataset, anew=few).ranker.query_tower
+    expected = deepcopy(tower)
+    expected.set_statistics(torch.from_numpy(store.take(store.rows(dataset, "train")[evenly_spaced(count, 3)])))
+    assert all(torch.equal(a, b) for a, b in zip(tower.buffers(), expected.buffers(), strict=True))
+
+
+def test_latent_queries_may_be_put_there_before_the_first_start(tmp_path: Path) -> None:
+    (tmp_path / "embed/out").mkdir(parents=True)
+    require_tables(tmp_path)
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(ProvenanceError, match="table<number>.yaml"):
+        require_tables(tmp_path)
 
 
 def test_other_directories_are_refused(table_values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
