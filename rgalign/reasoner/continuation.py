@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from rgalign.chat_format import turn_ends
+from rgalign.reasoner.hf import attends_to_all
 from rgalign.reasoner.prefix_tree import TokenIds
 
 # What a checkpoint's own generation settings may add to its logits; some count words of the prompt, or the padding.
@@ -72,17 +73,12 @@ def padding_of(tokenizer: Any) -> int:
 
 
 def _shared_prefix(model: Any, prefix_ids: Sequence[int], count: int) -> Any:
-    """The prefix's keys and values for ``count`` rows, or None.
-
-    None without a prefix, and of a model with layers that do not attend to all that stands before: a window would count
-    the padding, and a state has no positions.
-    """
+    """The prefix's keys and values for ``count`` rows, or None: a window would count the padding."""
     from transformers import DynamicCache
-    from transformers.cache_utils import DynamicLayer
 
-    cache = DynamicCache(config=model.config)
-    if not prefix_ids or not all(type(layer) is DynamicLayer for layer in cache.layers):
+    if not prefix_ids or not attends_to_all(model):
         return None
+    cache = DynamicCache(config=model.config)
     row = torch.tensor([prefix_ids], device=model.device)
     model.get_decoder()(input_ids=row, past_key_values=cache, use_cache=True)
     cache.batch_repeat_interleave(count)

@@ -3,7 +3,8 @@
     e_LTP = H[-1]: the final-layer state, after the final norm, at the last prompt token (paper, eqs 2-3)
 
 The last token is found by its place in the prompt, never by -1: a row has the vector it has alone. Keys and values of
-the constant prefix are computed once, and prompts of one call share whatever else they begin with (prefix_tree.py).
+the constant prefix are computed once, and prompts of one call share whatever else they begin with (prefix_tree.py); a
+model with windows or states in place of full attention reads whole prompts, one by one.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class HFReasoner:
         self.hidden_size: int = model.config.hidden_size
         self._decoder = model.get_decoder()
         self._last_prefix: _Prefix | None = None
+        self._shares = attends_to_all(model)
         self._eos: int = tokenizer.eos_token_id if tokenizer is not None else model.config.eos_token_id
         dtype = str(model.dtype).removeprefix("torch.")
         self.provenance: dict[str, str] = {"model": fingerprint, "pooling": pooling, "dtype": dtype}
@@ -92,8 +94,14 @@ class HFReasoner:
         prompts = [self._checked(index, ids) for index, ids in enumerate(token_ids)]
         if not prompts:
             raise DataError(where="HFReasoner.embed", required="at least one prompt", received="none")
-        prefix = self._prefix(tuple(prefix_ids))
         latents = torch.empty(len(prompts), self.hidden_size)
+        if not self._shares:
+            for row, ids in enumerate(prompts):
+                whole = torch.tensor([[*prefix_ids, *ids.tolist()]], device=self.model.device)
+                latents[row] = self.embed_padded(whole, torch.ones_like(whole))[0].cpu()
+                on_prompts(1)
+            return latents
+        prefix = self._prefix(tuple(prefix_ids))
         for tree in prefix_trees(prompts, self.max_batch_tokens):
             latents[tree.rows] = self._forward(tree, prefix).float().cpu()
             on_prompts(len(tree.rows))
@@ -170,6 +178,14 @@ class HFReasoner:
                 hidden_sum = output.last_hidden_state[0].float().sum(dim=0)
             self._last_prefix = _Prefix(ids, cache, hidden_sum, hidden_sum.new_empty(0, self.hidden_size))
         return self._last_prefix
+
+
+def attends_to_all(model: Any) -> bool:
+    """Whether every layer attends to all that stands before, so that prompts can share keys of what they begin with."""
+    from transformers import DynamicCache
+    from transformers.cache_utils import DynamicLayer
+
+    return all(type(layer) is DynamicLayer for layer in DynamicCache(config=model.config).layers)
 
 
 @dataclass

@@ -7,7 +7,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    Gemma3ForCausalLM,
+    Gemma3TextConfig,
+    Lfm2Config,
+    Lfm2ForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from rgalign.errors import DataError
 from rgalign.reasoner.hf import HFReasoner, Pooling
@@ -98,6 +107,24 @@ def test_a_prefix_is_kept_and_replaced() -> None:
     again = reasoner.embed(rows, prefix_ids=PREFIX)
     torch.testing.assert_close(first, again, atol=TOLERANCE, rtol=0)
     assert (first - other).abs().max() > 0.01
+
+
+@pytest.mark.parametrize("pooling", ["ltp", "mean", "eos"])
+def test_windows_and_states_read_whole_prompts(pooling: Pooling) -> None:
+    torch.manual_seed(0)
+    windows = Gemma3ForCausalLM(Gemma3TextConfig(**SIZES, sliding_window=8))
+    states = Lfm2ForCausalLM(Lfm2Config(**SIZES, layer_types=["conv", "full_attention", "conv"]))
+    for model in (windows.eval(), states.eval()):
+        finished: list[int] = []
+        found = HFReasoner(model, None, pooling=pooling).embed(
+            prompts(4), prefix_ids=PREFIX, on_prompts=finished.append
+        )
+        assert sum(finished) == 4
+        for vector, row in zip(found, prompts(4), strict=True):
+            whole = [*PREFIX, *row.tolist(), *([3] if pooling == "eos" else [])]
+            with torch.inference_mode():
+                hidden = model.get_decoder()(input_ids=torch.tensor([whole])).last_hidden_state[0]
+            torch.testing.assert_close(vector, hidden.mean(dim=0) if pooling == "mean" else hidden[-1])
 
 
 def test_equal_prompts_get_equal_vectors() -> None:
