@@ -122,13 +122,12 @@ def detect_chat_format(tokenizer: Any) -> ChatFormat:
     Raises:
         ConfigError: it knows none of them.
     """
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    known = {token.content for token in backend.get_added_tokens_decoder().values()}
+    known = _added(tokenizer)
     template = getattr(tokenizer, "chat_template", None)
     # Qwen3-2507-Instruct has the <think> tokens but a template without the switch: it never writes an empty thought.
     thinks = not isinstance(template, str) or "enable_thinking" in template
     for chat in (LLAMA3, QWEN3, SMOLLM2):
-        if known.issuperset(chat.control) and (chat is not QWEN3 or thinks):
+        if known.keys() >= set(chat.control) and (chat is not QWEN3 or thinks):
             return chat
     raise ConfigError(
         where="chat_format",
@@ -139,8 +138,13 @@ def detect_chat_format(tokenizer: Any) -> ChatFormat:
 
 def turn_ends(tokenizer: Any) -> list[int]:
     """Ids with which an answer may end: the known formats' ends of turn that the tokenizer has, its end of sequence."""
-    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
-    known = {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}
+    known = _added(tokenizer)
     ends = (chat.parts(chat.closing)[0] for chat in CHAT_FORMATS.values() if chat.control)
     found = {known[end] for end in ends if end in known}
     return sorted(found | ({tokenizer.eos_token_id} - {None}))
+
+
+def _added(tokenizer: Any) -> dict[str, int]:
+    """The tokenizer's added tokens and their ids."""
+    backend = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    return {token.content: token_id for token_id, token in backend.get_added_tokens_decoder().items()}

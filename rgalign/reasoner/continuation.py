@@ -20,7 +20,7 @@ from rgalign.reasoner.hf import attends_to_all
 from rgalign.reasoner.prefix_tree import TokenIds
 
 # What a checkpoint's own generation settings may add to its logits; some count words of the prompt, or the padding.
-PLAIN = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
+NO_PENALTIES = {"repetition_penalty": 1.0, "no_repeat_ngram_size": 0}
 
 
 @torch.inference_mode()
@@ -56,9 +56,9 @@ def continued(
             past_key_values=cache,
             do_sample=False,
             pad_token_id=pad,
-            eos_token_id=turn_ends(tokenizer) or None,
+            eos_token_id=_ends(model, tokenizer) or None,
             tokenizer=tokenizer,
-            **PLAIN,
+            **NO_PENALTIES,
             **options,
         )
     finally:
@@ -70,6 +70,13 @@ def padding_of(tokenizer: Any) -> int:
     """The tokenizer's padding token, or its end of sequence."""
     found: int = tokenizer.eos_token_id if tokenizer.pad_token_id is None else tokenizer.pad_token_id
     return found
+
+
+def _ends(model: Any, tokenizer: Any) -> list[int]:
+    """The tokenizer's ends of turn and of sequence, and those that the checkpoint names."""
+    own = model.generation_config.eos_token_id
+    named = [own] if isinstance(own, int) else own or []
+    return sorted({*turn_ends(tokenizer), *named})
 
 
 def _shared_prefix(model: Any, prefix_ids: Sequence[int], count: int) -> Any:

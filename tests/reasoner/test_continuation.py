@@ -80,6 +80,8 @@ def test_so_is_that_of_a_model_whose_window_is_shorter_than_the_batch_is_wide() 
         vocab_size=WORDS, num_key_value_heads=2, head_dim=8, sliding_window=6, eos_token_id=END, **SIZES
     )
     windowed = drawn(Gemma3ForCausalLM(config))
+    for layer in windowed.get_decoder().layers:  # so that what is attended to decides what is written
+        torch.nn.init.constant_(layer.post_attention_layernorm.weight, 20.0)
     assert set(windowed.config.layer_types) == {"sliding_attention"}
     found = together(windowed, PREFIX)
     assert found == each_alone(windowed, PREFIX)
@@ -97,6 +99,12 @@ def test_an_answer_ends_with_the_turn_though_the_model_names_another_end(model: 
     free = continued(model, tokenizer(), prompts()[:1], max_new_tokens=8)[0].tolist()
     marked = tokenizer(free[2])
     assert continued(model, marked, prompts()[:1], max_new_tokens=8)[0].tolist() == free[:3]
+
+
+def test_the_ends_that_only_the_checkpoint_names_count_too(model: Any) -> None:
+    free = continued(model, tokenizer(), prompts()[:1], max_new_tokens=8)[0].tolist()
+    model.generation_config.eos_token_id = [END, free[2]]
+    assert continued(model, tokenizer(), prompts()[:1], max_new_tokens=8)[0].tolist() == free[:3]
 
 
 def test_the_head_reads_states_in_one_piece_and_is_left_as_it_was(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rgalign.errors import ConfigError, ModelNotFoundError
 from rgalign.files import sync_directory, write_json
+from rgalign.reasoner.continuation import padding_of
 from rgalign.reasoner.pretrained import load_causal_lm, without_weights_bar
 from rgalign.training.alignment.alignment_config import AlignmentConfig, LoraSettings
 from rgalign.training.alignment.grouped_attention import group_queries
@@ -43,8 +44,7 @@ class Policy:
 
     @property
     def pad_token_id(self) -> int:
-        pad = self.tokenizer.pad_token_id
-        return int(self.tokenizer.eos_token_id if pad is None else pad)
+        return padding_of(self.tokenizer)
 
 
 def model_reference(config: AlignmentConfig, base: str) -> str:
