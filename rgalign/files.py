@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,6 +26,16 @@ def atomic_path(path: Path) -> Iterator[Path]:
         sync_directory(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def discard(path: Path) -> None:
+    """Removes a directory, first by renaming it: a kill midway leaves no part of it under its name."""
+    for left in path.parent.glob(f".{path.name}.*.discarded"):
+        shutil.rmtree(left, ignore_errors=True)
+    if path.exists():
+        trash = path.with_name(f".{path.name}.{uuid4().hex[:8]}.discarded")
+        os.replace(path, trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
 
 def sync_directory(path: Path) -> None:

@@ -49,6 +49,12 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     return values
 
 
+def trained_on(directory: Path) -> str | None:
+    """Fingerprint of the training split whose clicks the vectors learned from; None: of none."""
+    found: str | None = read_provenance(directory).get("train")
+    return found
+
+
 def load_semantic(directory: Path, catalog: IntentCatalog) -> Tensor:
     """[N, S] float32, row n for catalogue row n.
 

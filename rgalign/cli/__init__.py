@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from pathlib import Path
 
 import typer
 from rich.console import Console
 
 from rgalign.cli import bench, bundle, data, engine, index, plan, play, rank, serve, tables, train
 from rgalign.errors import RgalignError
+from rgalign.room_on_disk import room_on_disk
 
 HELP = """Predict the service intent a user came for, before they type.
 
@@ -48,7 +50,8 @@ def main() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # TRL reports its use otherwise
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s %(name)s: %(message)s")
     try:
-        app()
+        with room_on_disk(Path.cwd()):
+            app()
     except RgalignError as error:
         Console(stderr=True).print(
             f"[bold red]{type(error).__name__}[/]: ", error, sep="", highlight=False, markup=True

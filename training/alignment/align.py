@@ -21,6 +21,7 @@ import torch
 from rgalign.errors import DataError
 from rgalign.files import write_atomic
 from rgalign.reasoner.pretrained import without_weights_bar
+from rgalign.room_on_disk import room_on_disk
 from rgalign.training.alignment.alignment_config import AlignmentConfig, Objective
 from rgalign.training.alignment.alignment_inputs import AlignmentInputs
 from rgalign.training.alignment.batches import (
@@ -39,7 +40,6 @@ from rgalign.training.alignment.trainer_arguments import trainer_arguments
 from rgalign.training.alignment.whole_checkpoints import newest_whole, remove_torn
 from rgalign.training.run_directory import RunDirectory
 from rgalign.training.run_log import RunLog
-from rgalign.training.teachers.room_on_disk import room_on_disk
 
 OnStep = Callable[[int], None]
 

@@ -79,9 +79,9 @@ class AlignmentInputs:
         encoder = prompt_encoder(self.embedding, tokenizer, self.dataset)
         rejected = self.config.dpo.max_rejected
         sessions = tokenise(self.preferences, self.dataset, encoder, tokenizer, max_rejected=rejected)
+        apart = self._held_out(sessions)
         if self.objective == "dpo":
             sessions = [session for session in sessions if session.rejected]
-        apart = self._held_out(sessions)
         trained = [session for session in sessions if session.row not in apart]
         if not trained:
             required = "a session to train on" + (" with a rejected query" if self.objective == "dpo" else "")

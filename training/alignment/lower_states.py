@@ -27,9 +27,9 @@ from rgalign.files import sha256_json
 from rgalign.reasoner.hf import HFReasoner
 from rgalign.reasoner.prefix_tree import PrefixTree, TokenIds, prefix_trees
 from rgalign.reasoner.pretrained import cache_directory
+from rgalign.room_on_disk import room_on_disk
 from rgalign.training.alignment.split_model import lower_part, lower_tensors
 from rgalign.training.latents import DIGEST_BYTES, LatentStore
-from rgalign.training.teachers.room_on_disk import room_on_disk
 
 CHUNK_PROMPTS = 128  # what an interrupted run loses at most
 ROOT = b""

@@ -17,12 +17,12 @@ from rgalign.errors import ConfigError, ModelNotFoundError
 from rgalign.files import sync_directory, write_json
 from rgalign.reasoner.continuation import padding_of
 from rgalign.reasoner.pretrained import load_causal_lm, without_weights_bar
+from rgalign.room_on_disk import room_on_disk
 from rgalign.training.alignment.alignment_config import AlignmentConfig, LoraSettings
 from rgalign.training.alignment.grouped_attention import group_queries
 from rgalign.training.alignment.lower_states import LowerStates, StoredStates
 from rgalign.training.alignment.split_model import put_back, upper_part
 from rgalign.training.run_directory import DONE
-from rgalign.training.teachers.room_on_disk import room_on_disk
 
 MODEL = "model"
 CARD = "alignment.json"  # beside the weights: what they were made from

@@ -32,7 +32,8 @@ def loop_status(root: Path) -> list[StepStatus]:
     """Every step of the run in order; rounds that a verdict may yet begin or end are all there.
 
     A step is ``outdated`` if its settings are not the configuration's any more, or if a step that it reads has another
-    outcome by now or is itself not done. The dataset and the models are not hashed again: ``train all`` does that.
+    outcome by now or is itself not done; ``interrupted`` also while another process runs it, which no file tells apart.
+    The dataset and the models are not hashed again: ``train all`` does that.
 
     Raises:
         ProvenanceError: no loop's run.

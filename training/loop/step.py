@@ -3,7 +3,7 @@
     step/inputs.json     settings, hashes of outside files, outcomes of the steps it reads
     step/config.yaml     the step's own configuration, with all paths
     step/out/            what the step's command writes with ``-o``
-    step/clock.json      seconds spent, over all interruptions
+    step/clock.json      seconds spent, over all interruptions; those before a SIGKILL are not known
     step/metrics.json    seconds, outcome, result
     step/done            marker, written last
 
@@ -13,17 +13,16 @@ A finished step of the same inputs is skipped, an interrupted one goes on, one o
 from __future__ import annotations
 
 import json
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
-from uuid import uuid4
 
 from rgalign.config import Config
-from rgalign.files import read_json, write_json
+from rgalign.files import discard, read_json, write_json
+from rgalign.room_on_disk import room_on_disk
 from rgalign.training.run_directory import DONE, INPUTS, METRICS, RunDirectory
 
 OUT, CLOCK = "out", "clock.json"
@@ -99,12 +98,14 @@ class StepFolder:
             self._renew(step, inputs)
         self._run.begin(inputs, step.config)
         spent, began = self.seconds, time.perf_counter()
-        try:
-            result = step.run(self.out, on_step)
-        finally:
-            spent += time.perf_counter() - began
-            write_json(self.path / CLOCK, {"seconds": spent})
-        self._run.finish({"seconds": spent, "outcome": step.outcome(self.out), "result": dict(result)})
+        with room_on_disk(self.path):
+            try:
+                result = step.run(self.out, on_step)
+            finally:
+                spent += time.perf_counter() - began
+                with suppress(OSError):  # on a full disk the time is lost, not the error
+                    write_json(self.path / CLOCK, {"seconds": spent})
+            self._run.finish({"seconds": spent, "outcome": step.outcome(self.out), "result": dict(result)})
 
     def _renew(self, step: Step, inputs: Mapping[str, Any]) -> None:
         """Marker first, ``out`` by renaming: a kill midway leaves nothing that looks like part of a result."""
@@ -115,12 +116,3 @@ class StepFolder:
         parts = step.parts_of
         if parts is None or any(before["steps"].get(name) != inputs["steps"][name] for name in parts):
             discard(self.out)
-
-
-def discard(path: Path) -> None:
-    for left in path.parent.glob(f".{path.name}.*.discarded"):
-        shutil.rmtree(left, ignore_errors=True)
-    if path.exists():
-        trash = path.with_name(f".{path.name}.{uuid4().hex[:8]}.discarded")
-        os.replace(path, trash)
-        shutil.rmtree(trash, ignore_errors=True)

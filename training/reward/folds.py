@@ -24,6 +24,7 @@ from rgalign.errors import DataError, ProvenanceError
 from rgalign.files import sha256_json
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import LoadedRanker
+from rgalign.training.semantic import trained_on
 from rgalign.training.stage1 import load_ranker, train_stage1
 from rgalign.training.stage1_config import Stage1Config
 
@@ -54,10 +55,14 @@ class RewardFolds:
     Args:
         config: stage-1 configuration of all folds; its dataset and latents are the whole ones.
         path: directory of the folds.
+
+    Raises:
+        ProvenanceError: text vectors of the intents that were trained on all clicks.
     """
 
     def __init__(self, config: Stage1Config, path: Path, *, folds: int, by: FoldBy, seed: int) -> None:
         assert config.latents is not None
+        _require_untrained(config.semantic)
         self.config, self.folds = config, folds
         self.dataset = Dataset.open(config.dataset)
         self.store = LatentStore.open(config.latents)
@@ -108,3 +113,11 @@ class RewardFolds:
             required = "sessions whose clicks the ranker has not seen"
             received = f"{len(seen)} of its training sessions, such as {min(seen)!r}"
             raise ProvenanceError(where=f"reward ranker of fold {fold}", required=required, received=received)
+
+
+def _require_untrained(semantic: Path | None) -> None:
+    if semantic is not None and trained_on(semantic) is not None:
+        required = (
+            "text vectors that learned from no click (train hllm --set tune=none), or the folds have seen them all"
+        )
+        raise ProvenanceError(where=str(semantic), required=required, received="vectors trained on the training split")

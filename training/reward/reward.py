@@ -24,6 +24,7 @@ from rgalign.config import load_config
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, ProvenanceError, RewardError
 from rgalign.files import read_json, sha256_file
+from rgalign.room_on_disk import room_on_disk
 from rgalign.training.embed import EMBED_CONFIG, EmbedConfig
 from rgalign.training.experiment import run_config
 from rgalign.training.ranker_files import LoadedRanker, load_ranker
@@ -45,7 +46,6 @@ from rgalign.training.run_directory import RunDirectory
 from rgalign.training.stage1_config import Stage1Config
 from rgalign.training.teachers.candidates_file import FILE as CANDIDATES
 from rgalign.training.teachers.candidates_file import read_kept
-from rgalign.training.teachers.room_on_disk import room_on_disk
 from rgalign.training.teachers.step_run import open_step
 
 Ints = NDArray[np.int64]

@@ -27,7 +27,8 @@ from rgalign.config import load_config
 from rgalign.data.dataset import Dataset
 from rgalign.data.sample import spaced_rows
 from rgalign.errors import ConfigError, RewardError
-from rgalign.files import read_json, sha256_file, sync_directory, write_atomic, write_json
+from rgalign.files import discard, read_json, sha256_file, sync_directory, write_atomic, write_json
+from rgalign.room_on_disk import room_on_disk
 from rgalign.training.experiment import run_config
 from rgalign.training.latents import LatentStore
 from rgalign.training.reward.reward_config import RewardConfig
@@ -43,7 +44,6 @@ from rgalign.training.reward.rewards_file import LATENTS, read_rewards
 from rgalign.training.selection.examples_page import Example, examples_page
 from rgalign.training.selection.select_config import SelectConfig
 from rgalign.training.selection.strategies import KEPT, Choice, Scored, choose
-from rgalign.training.teachers.room_on_disk import room_on_disk
 from rgalign.training.teachers.teacher import session_contexts
 
 FORMAT = 1
@@ -194,7 +194,7 @@ def _write(
             with open(file, "rb") as opened:
                 os.fsync(opened.fileno())
         sync_directory(building)
-        shutil.rmtree(out, ignore_errors=True)
+        discard(out)
         os.replace(building, out)
         sync_directory(out.parent)
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, Literal
@@ -102,9 +102,7 @@ def judge_intents(
         "distinct_transcripts": answered.distinct,
         "asked_now": answered.fresh,
         "status": dict(counts.most_common()),
-        "prompt_tokens": sum(answer.prompt_tokens for answer in answered.answers),
-        "completion_tokens": sum(answer.completion_tokens for answer in answered.answers),
-        "cost": answered.cost,
+        **asdict(answered.usage),
     }
 
 

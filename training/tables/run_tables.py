@@ -21,6 +21,7 @@ from rgalign.errors import ConfigError, ProvenanceError
 from rgalign.files import read_json
 from rgalign.training.loop.graph import EMBED
 from rgalign.training.loop.loop import Announce, OnLoopStep, step_inputs
+from rgalign.training.loop.readiness import require_ready
 from rgalign.training.loop.step import OUT, Step, StepFolder
 from rgalign.training.tables.measure import measure_step
 from rgalign.training.tables.row import TablePlan
@@ -74,7 +75,7 @@ def run_table(
         What ``out/table<number>/out/table.json`` holds.
 
     Raises:
-        ConfigError: several processes.
+        ConfigError: several processes, or (of a fresh directory) a teacher's key or DeepSpeed is missing.
         ProvenanceError: ``out`` holds something that is no tables' directory.
         RgalignError: from a step. The directory stays; the same command goes on once the cause is gone.
     """
@@ -83,6 +84,8 @@ def run_table(
         raise ConfigError(where="tables", required=required, received=f"WORLD_SIZE {os.environ['WORLD_SIZE']}")
     root = Path(out).resolve()
     require_tables(root)
+    if not is_begun(root):
+        require_ready(config)
     semantic = None if config.semantic is None else config.semantic.resolve()
     config = config.model_copy(update={"dataset": config.dataset.resolve(), "semantic": semantic})
     dump_config(config, root / config_name(number))
@@ -110,11 +113,15 @@ def config_name(number: int) -> str:
     return f"{table_name(number)}.yaml"
 
 
+def is_begun(root: Path) -> bool:
+    return any((root / config_name(number)).is_file() for number in NUMBERS)
+
+
 def require_tables(root: Path) -> None:
     """Raises ProvenanceError: something else's directory."""
     names = {path.name for path in root.iterdir()} if root.exists() else set()
     strangers = any(name != EMBED and not name.startswith(".") for name in names)  # EMBED may have been put there
-    if strangers and not any((root / config_name(number)).is_file() for number in NUMBERS):
+    if strangers and not is_begun(root):
         required = "an empty directory or one of this command's"
         raise ProvenanceError(where=str(root), required=required, received="a directory without table<number>.yaml")
 

@@ -66,10 +66,19 @@ def judged(shop: Workshop) -> Iterator[Step]:
 
 
 def selection(shop: Workshop, strategy: Strategy, *, may_be_empty: bool = False) -> Iterator[Step]:
-    """Best-of-N. Args: may_be_empty: a strategy that keeps no session is an outcome, see :func:`why_empty`."""
+    """Best-of-N.
+
+    Args:
+        may_be_empty: a strategy that keeps no session is an outcome, see :func:`why_empty`.
+
+    Raises:
+        RewardError: nothing was kept when another table asked, for which that is an outcome.
+    """
     config = shop.config.model_copy(update={"select": {**shop.config.select, "strategy": strategy}})
     chosen = select_step(select_name(strategy), config.select_config(shop.out(REWARD)), (REWARD,))
     yield _or_empty(chosen) if may_be_empty else chosen
+    if not may_be_empty and (why := why_empty(shop, strategy)):
+        raise RewardError(where="selection", required=f"strategy {strategy} to keep a session", received=why)
 
 
 def select_name(strategy: Strategy) -> str:

@@ -1,4 +1,4 @@
-"""A table on the terminal, in 80 columns: the paper's lay-out, then the comparisons in the primary metric."""
+"""A table on the terminal, in 80 columns: the paper's lay-out, then all comparisons in the primary metric."""
 
 from __future__ import annotations
 
@@ -21,7 +21,10 @@ def print_table(table: Table, console: Console | None = None) -> None:
 
 def _means(table: Table) -> Grid:
     title = f"Table {table['table']}: {table['title']}, {table['dataset']['name']}"
-    caption = f"{facts_text(table)}. ▲ better, ▼ worse than the row of comparison, ~ inconclusive: spans zero"
+    caption = (
+        f"{facts_text(table)}. ▲ better, ▼ worse than the row of comparison, ~ inconclusive: spans zero. "
+        "Below it the interval of the difference"
+    )
     grid = Grid(title=title, caption=caption, box=SIMPLE_HEAD, pad_edge=False, padding=(0, 1))
     grid.add_column("", overflow="fold", ratio=1)
     for name in table["metrics"]:
@@ -42,8 +45,10 @@ def _cell(row: dict[str, Any], name: str) -> Text:
     text = Text(points(row["metrics"][name]["mean"]))
     base = comparison_of(row)
     if base is not None:
-        mark, style = MARKS[verdict_word(row["against"][base][name]["verdict"])]
+        found = row["against"][base][name]
+        mark, style = MARKS[verdict_word(found["verdict"])]
         text.append(f" {mark}", style=style)
+        text.append("\n" + bounds_text(found, sign=True).replace(", ", ",\n"), style="dim")
     return text
 
 

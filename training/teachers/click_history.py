@@ -19,6 +19,16 @@ Ints = NDArray[np.int64]
 NONE = -1
 
 
+def log_identity(dataset: Dataset, split: str) -> dict[str, str]:
+    """What a log teacher's answers about a split depend on besides its settings."""
+    return {
+        "log": dataset.fingerprint("train"),
+        "asked": dataset.fingerprint(split),
+        "schema": dataset.schema.hash,
+        "catalogue": dataset.catalog.hash,
+    }
+
+
 @dataclass(frozen=True)
 class ClickHistory:
     """Clicks of the training split and the sessions of one split that look back on them.

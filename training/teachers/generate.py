@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +24,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rgalign.data.dataset import Dataset
 from rgalign.data.sample import spaced_rows
 from rgalign.errors import DataError, TeacherError
+from rgalign.room_on_disk import room_on_disk
 from rgalign.schema import FeatureSchema
 from rgalign.training.latents import LatentStore
 from rgalign.training.run_directory import RunDirectory
-from rgalign.training.teachers.answer_cache import AnswerCache, answer_key
+from rgalign.training.teachers.answer_cache import AnswerCache, Usage, answer_key
 from rgalign.training.teachers.candidates_file import FILE, Candidate, write_candidates
 from rgalign.training.teachers.generate_config import GenerateConfig, build_teacher
 from rgalign.training.teachers.leak_check import VERBATIM, is_verbatim, leak_report, visible_text
-from rgalign.training.teachers.room_on_disk import room_on_disk
 from rgalign.training.teachers.step_run import open_step
 from rgalign.training.teachers.teacher import Answer, Context, Teacher, session_contexts
 from rgalign.training.teachers.validator import cleaned, fault
@@ -71,9 +71,8 @@ def generate(config: GenerateConfig, out: Path, *, restart: bool = False, progre
     for each in config.teachers:
         teacher = build_teacher(each, config, dataset)
         cache = AnswerCache((config.cache or out / "cache") / f"{teacher.name}.jsonl")
-        budget = None if config.budget is None else config.budget - spent
-        asked = ask(teacher, contexts, cache, budget=budget, progress=progress)
-        spent += asked.cost
+        asked = ask(teacher, contexts, cache, budget=config.budget, spent=spent, progress=progress)
+        spent += asked.usage.cost
         judged = judge(teacher, contexts, asked.answers, titles, dataset, config)
         candidates += judged
         reports[teacher.name] = _report(teacher, contexts, judged, asked, titles, dataset.schema)
@@ -115,18 +114,27 @@ def chosen_rows(dataset: Dataset, config: GenerateConfig) -> NDArray[np.int64]:
 
 @dataclass(frozen=True)
 class Asked:
-    """Args: answers: of each context; fresh: distinct questions asked now; cost: of all answers, cached ones too."""
+    """Args: answers: of each context; fresh: distinct questions asked now; usage: of all attempts, former ones too."""
 
     answers: list[Answer]
     distinct: int
     fresh: int
-    cost: float
+    usage: Usage
 
 
 def ask(
-    teacher: Teacher, contexts: list[Context], cache: AnswerCache, *, budget: float | None, progress: bool
+    teacher: Teacher,
+    contexts: list[Context],
+    cache: AnswerCache,
+    *,
+    budget: float | None = None,
+    spent: float = 0.0,
+    progress: bool,
 ) -> Asked:
-    """Equal questions once; each answer is on disk before the next is waited for.
+    """Equal questions once; each answer is in the cache's file before the next is waited for.
+
+    Args:
+        budget: what all teachers' answers may cost; of it ``spent`` is gone to others.
 
     Raises:
         TeacherError: from the teacher, or the budget is spent.
@@ -135,26 +143,29 @@ def ask(
     wanted = dict(zip(keys, contexts, strict=True))
     missing = [key for key in wanted if key not in cache.answers]
     failures: dict[str, Answer] = {}
-    cost = sum(cache.answers[key].cost for key in wanted if key in cache.answers)
-    _check_budget(teacher, cost, budget, bool(missing))
+    left = len(missing)
+    spent += sum(cache.usage[key].cost for key in wanted if key in cache.usage)
+    _check_budget(teacher, spent, budget, left)
     with _progress(progress) as bar, cache.appending():
         task = bar.add_task(f"{teacher.name}", total=len(wanted), completed=len(wanted) - len(missing))
         for place, answer in teacher.generate([wanted[key] for key in missing]) if missing else ():
+            cache.add(missing[place], answer)
             if answer.failure:
                 failures[missing[place]] = answer
-            else:
-                cache.add(missing[place], answer)
-            cost += answer.cost
+            spent += answer.cost
+            left -= 1
             bar.advance(task)
-            _check_budget(teacher, cost, budget, len(failures) + len(cache.answers) < len(wanted))
+            _check_budget(teacher, spent, budget, left)
     answers = [cache.answers.get(key) or failures[key] for key in keys]
-    return Asked(answers, len(wanted), len(missing), cost)
+    usage = sum((cache.usage[key] for key in wanted if key in cache.usage), Usage())
+    return Asked(answers, len(wanted), len(missing), usage)
 
 
-def _check_budget(teacher: Teacher, cost: float, budget: float | None, more: bool) -> None:
-    if budget is not None and more and cost >= budget:
+def _check_budget(teacher: Teacher, spent: float, budget: float | None, left: int) -> None:
+    if budget is not None and left and spent >= budget:
         required = f"answers for at most {budget:g} (a larger budget goes on from here)"
-        raise TeacherError(where=f"teacher {teacher.name!r}", required=required, received=f"a cost of {cost:g}")
+        received = f"a cost of {spent:g} with {left} questions left"
+        raise TeacherError(where=f"teacher {teacher.name!r}", required=required, received=received)
 
 
 def judge(
@@ -199,7 +210,6 @@ def _report(
         [titles[place] for place in answered],
         knows_titles=teacher.knows_titles,
     )
-    used = [asked.answers[place] for place in answered]
     return {
         "identity": dict(teacher.identity),
         "asked": len(contexts),
@@ -209,9 +219,7 @@ def _report(
         "kept": sum(each.kept for each in judged),
         "distinct_queries": len({each.query for each in judged if each.kept}),
         "reasons": dict(Counter(each.reason for each in judged if each.reason).most_common()),
-        "prompt_tokens": sum(answer.prompt_tokens for answer in used),
-        "completion_tokens": sum(answer.completion_tokens for answer in used),
-        "cost": asked.cost,
+        **asdict(asked.usage),
         "leak": leak.to_json(),
     }
 

@@ -24,7 +24,7 @@ from rgalign.data.dataset import Dataset
 from rgalign.data.ragged import flat, lists, positions
 from rgalign.schema import GroupFeature
 from rgalign.topk import PADDING, topk
-from rgalign.training.teachers.click_history import NONE, ClickHistory, Ints
+from rgalign.training.teachers.click_history import NONE, ClickHistory, Ints, log_identity
 from rgalign.training.teachers.likeliest import ranked
 from rgalign.training.teachers.phrasing import question
 from rgalign.training.teachers.teacher import Answer, Context, Name
@@ -65,7 +65,7 @@ class NeighbourTeacher:
             "rank": config.rank,
             "neighbours": config.neighbours,
             "max_history": config.max_history,
-            "log": dataset.fingerprint("train"),
+            **log_identity(dataset, split),
         }
         self._dataset, self._split = dataset, split
 

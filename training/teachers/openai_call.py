@@ -25,12 +25,11 @@ from rgalign.training.teachers.teacher import Answer
 PATH = "chat/completions"
 AGAIN = (408, 409, 425)
 THE_END = (401, 403, 404)
-REASON_CHARS = 200
 
 
 @dataclass(frozen=True)
 class TryAgain:
-    """Why, how long the server asks to wait, and whether the server could be reached at all."""
+    """Why, in the server's words, how long it asks to wait, and whether it could be reached at all."""
 
     reason: str
     after_s: float | None = None
@@ -52,7 +51,7 @@ async def call(client: httpx.AsyncClient, body: dict[str, Any], timeout_s: float
         return TryAgain(f"no answer within {timeout_s:g} s")
     except httpx.ConnectError as error:
         return TryAgain(f"no connection ({error})", unreachable=True)
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:  # lost on the way, or a body that is not what its header says
         return TryAgain(f"connection lost ({type(error).__name__})")
     outcome = _read(response, where)
     if isinstance(outcome, Answer):
@@ -87,7 +86,7 @@ def _answer(response: httpx.Response) -> Answer | TryAgain:
         counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         if not isinstance(text, str | None):
             raise TypeError("content is no text")
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         return TryAgain(f"malformed answer ({type(error).__name__})")
     if text is None or not text.strip():
         return Answer("", f"empty answer (finish_reason {choice.get('finish_reason')})", *counts)
@@ -95,12 +94,12 @@ def _answer(response: httpx.Response) -> Answer | TryAgain:
 
 
 def _message(response: httpx.Response) -> str:
-    """The server's own words, if it says them as OpenAI does; else the beginning of what came."""
+    """The server's own words, if it says them as OpenAI does; else all that came."""
     try:
         message = json.loads(response.content)["error"]["message"]
     except (ValueError, LookupError, TypeError):
         message = response.text
-    return " ".join(str(message).split())[:REASON_CHARS]
+    return " ".join(str(message).split())
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -116,4 +115,5 @@ def _retry_after(response: httpx.Response) -> float | None:
         when = parsedate_to_datetime(value)
     except ValueError:
         return None
+    when = when.replace(tzinfo=when.tzinfo or UTC)
     return max(0.0, (when - datetime.now(UTC)).total_seconds())

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any, Literal
 
 from pydantic import Field
 
 from rgalign.chat_format import PromptTemplate
 from rgalign.config import Config
+from rgalign.errors import ConfigError
 from rgalign.training.teachers.teacher import Name
 
 
@@ -50,3 +52,17 @@ class OpenAIConfig(Config):
     max_failures: int = Field(default=10, ge=1)
     prompt_price: float = Field(default=0.0, ge=0)
     completion_price: float = Field(default=0.0, ge=0)
+
+    def api_key(self) -> str | None:
+        """Read when it is asked for, and kept nowhere.
+
+        Raises:
+            ConfigError: the variable is not set.
+        """
+        if self.api_key_env is None:
+            return None
+        key = os.environ.get(self.api_key_env, "").strip()
+        if not key:
+            required = f"the key in the environment variable {self.api_key_env} (or api_key_env: null)"
+            raise ConfigError(where=f"teacher {self.name!r}", required=required, received="no such variable")
+        return key

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import random
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -21,6 +20,7 @@ from rgalign.training.teachers.openai_config import OpenAIConfig
 from rgalign.training.teachers.rate_limit import RateLimit
 from rgalign.training.teachers.teacher import Answer, Context
 
+REASON_CHARS = 200  # of a failure, in errors and files
 CHARS_PER_TOKEN = 3.0  # for the rate limit's guess before the server has counted
 
 
@@ -43,7 +43,7 @@ class OpenAITeacher:
         self.where = f"teacher {config.name!r} ({config.model} at {config.base_url})"
         self._schema, self._include_pii = schema, include_pii
         self._template = _template(config)
-        self._key = _api_key(config)
+        self._key = config.api_key()
         # The address is part of it: the same name is another model elsewhere.
         self.identity: Mapping[str, Any] = {
             "kind": "openai",
@@ -134,7 +134,7 @@ class OpenAITeacher:
     def _priced(self, answer: Answer, attempts: int) -> Answer:
         config = self.config
         cost = answer.prompt_tokens * config.prompt_price + answer.completion_tokens * config.completion_price
-        return replace(answer, failure=self._redacted(answer.failure), attempts=attempts, cost=cost / 1e6)
+        return replace(answer, failure=self._shown(answer.failure), attempts=attempts, cost=cost / 1e6)
 
     def _backoff(self, attempt: int) -> float:
         """Doubling, with jitter, so that calls which failed together do not come back together."""
@@ -144,32 +144,23 @@ class OpenAITeacher:
     def _check_retry_after(self, outcome: TryAgain) -> None:
         if outcome.after_s is not None and outcome.after_s > self.config.max_retry_after_s:
             required = f"a server that can be asked again within {self.config.max_retry_after_s:g} s"
-            received = self._redacted(f"{outcome.reason} (come back in {outcome.after_s:.0f} s)")
+            received = f"{self._shown(outcome.reason)} (come back in {outcome.after_s:.0f} s)"
             raise TeacherError(where=self.where, required=required, received=received)
 
     def _given_up(self, outcome: TryAgain, attempts: int) -> Answer:
-        reason = self._redacted(outcome.reason)
+        reason = self._shown(outcome.reason)
         if outcome.unreachable or outcome.limited:
             required = "a server that answers" if outcome.unreachable else "calls within the server's limits"
             received = f"{reason}, {attempts} times"
             raise TeacherError(where=self.where, required=required, received=received)
         return Answer(failure=reason, attempts=attempts)
 
-    def _redacted(self, text: str) -> str:
-        return text if self._key is None else text.replace(self._key, "[key]")
+    def _shown(self, text: str) -> str:
+        """The beginning of a server's words, without the key: a server may repeat it."""
+        return (text if self._key is None else text.replace(self._key, "[key]"))[:REASON_CHARS]
 
     def _without_key(self, error: TeacherError) -> TeacherError:
-        return TeacherError(where=error.where, required=error.required, received=self._redacted(error.received))
-
-
-def _api_key(config: OpenAIConfig) -> str | None:
-    if config.api_key_env is None:
-        return None
-    key = os.environ.get(config.api_key_env, "").strip()
-    if not key:
-        required = f"the key in the environment variable {config.api_key_env} (or api_key_env: null)"
-        raise ConfigError(where=f"teacher {config.name!r}", required=required, received="no such variable")
-    return key
+        return TeacherError(where=error.where, required=error.required, received=self._shown(error.received))
 
 
 def _template(config: OpenAIConfig) -> PromptTemplate:

@@ -18,7 +18,7 @@ from pydantic import Field
 
 from rgalign.config import Config
 from rgalign.data.dataset import Dataset
-from rgalign.training.teachers.click_history import NONE, ClickHistory, Ints, last_known_intent
+from rgalign.training.teachers.click_history import NONE, ClickHistory, Ints, last_known_intent, log_identity
 from rgalign.training.teachers.likeliest import ranked
 from rgalign.training.teachers.phrasing import question
 from rgalign.training.teachers.teacher import Answer, Context, Name
@@ -49,7 +49,7 @@ class TransitionTeacher:
             "kind": "transition",
             "rank": config.rank,
             "smoothing": config.smoothing,
-            "log": dataset.fingerprint("train"),
+            **log_identity(dataset, split),
         }
         self._dataset, self._split, self._config = dataset, split, config
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rgalign.config import Config
-from rgalign.schema import FeatureSchema
+from rgalign.schema import Feature, FeatureSchema
 from rgalign.training.teachers.teacher import Context
 
 MIN_COPIED_CHARS = 4  # a shorter personal value is found in too much text by chance
@@ -106,15 +106,20 @@ def _personal(text: str, context: Context, schema: FeatureSchema) -> str | None:
             return what
     lowered = text.lower()
     for feature in schema.features:
-        if feature.pii and any(value in lowered for value in _values(context, feature.columns())):
+        if feature.pii and any(value in lowered for value in _values(context, feature, schema)):
             return f"copies personal feature {feature.name}"
     return None
 
 
-def _values(context: Context, columns: tuple[str, ...]) -> list[str]:
+def _values(context: Context, feature: Feature, schema: FeatureSchema) -> list[str]:
+    """A feature's values as they stand in the log, and as a prompt says them."""
     found: list[Any] = []
-    for column in columns:
-        value = context.session.get(column)
-        found += value if isinstance(value, list) else [value]
+    for part in feature.members if feature.kind == "group" else (feature,):
+        value = context.session.get(part.name)
+        values = value if isinstance(value, list) else [value]
+        found += values
+        if part.kind != "numerical":
+            vocabulary = schema.vocabulary(part.vocabulary)
+            found += [vocabulary.string(each) for each in values]
     texts = (str(value).strip().lower() for value in found if value is not None)
     return [text for text in texts if len(text) >= MIN_COPIED_CHARS]

@@ -86,6 +86,7 @@ def test_dpo_starts_at_ln_2_and_widens_the_margin(make_config: Make, tmp_path: P
     assert metrics["before"]["eval_loss"] == pytest.approx(math.log(2), abs=1e-5)
     assert metrics["before"]["eval_rewards/margins"] == pytest.approx(0, abs=1e-5)
     assert metrics["after"]["eval_rewards/margins"] > 0.02
+    assert "margin of the implicit rewards by optimiser step" in (tmp_path / "dpo" / "curves.html").read_text()
     card = read_json(tmp_path / "dpo" / "model" / "alignment.json")
     assert card["objective"] == "dpo"
     assert card["init"] != card["base"]
@@ -115,6 +116,17 @@ def test_lora_is_merged(make_config: Make, alignment_place: Path, tmp_path: Path
     assert before.keys() == after.keys()
     assert not torch.equal(before["model.layers.0.mlp.up_proj.weight"], after["model.layers.0.mlp.up_proj.weight"])
     assert torch.equal(before["model.embed_tokens.weight"], after["model.embed_tokens.weight"])
+
+
+def test_noise_is_of_training_passes_alone(make_config: Make, tmp_path: Path) -> None:
+    """NEFTune: what is measured in the middle of training is what the weights alone give."""
+    noisy = align("contrast", make_config(tuning="full", neftune_alpha=5.0, eval_steps=4), tmp_path / "noisy")
+    plain = align("contrast", make_config(tuning="full", eval_steps=4), tmp_path / "plain")
+    assert noisy["before"] == pytest.approx(plain["before"], abs=1e-6)
+    assert noisy["after"]["eval_loss"] != pytest.approx(plain["after"]["eval_loss"], abs=1e-6)
+    (last,) = noisy["curves"]["held_out"][-1:]
+    assert last["step"] == noisy["steps"]
+    assert last["eval_cos"] == pytest.approx(noisy["after"]["eval_cos"], abs=1e-6)
 
 
 def test_dpo_has_its_own_rate_unless_one_is_given(alignment_place: Path, make_config: Make) -> None:
@@ -149,6 +161,20 @@ def test_tokens_of_a_row(make_config: Make) -> None:
         assert batch["input_ids"][number, : end + 1].tolist() == each.prompt
     several = PreferenceBatch(pad_token_id=END)(softmax_rows(trained[:3]))
     assert several["owner"].tolist() == [place for place, each in enumerate(trained[:3]) for _ in each.rejected]
+
+
+def test_every_objective_holds_out_the_same_sessions(
+    make_config: Make, make_selection: Callable[..., Path], preference_rows: Rows, tmp_path: Path
+) -> None:
+    """RG-DPO has no use for a session without a rejected query, but never trains where RG-SFT was measured."""
+    for row in preference_rows[::2]:
+        row["rejected"], row["rejected_reward"], row["rejected_teacher"] = [], [], []
+    selection = make_selection(tmp_path / "selection", preference_rows)
+    made = [AlignmentInputs.open(make_config(selection=selection), objective) for objective in ("sft", "dpo")]
+    sft, dpo = ([{session.row for session in part} for part in inputs.sessions()] for inputs in made)
+    odd = set(range(1, len(preference_rows), 2))
+    assert dpo == [part & odd for part in sft]
+    assert all(dpo)
 
 
 def test_a_query_cannot_hold_a_control_token(

@@ -20,29 +20,20 @@ from rgalign.training.alignment.alignment_config import AlignmentConfig
 
 Make = Callable[..., AlignmentConfig]
 TOLERANCE = 1e-5  # 1.2e-7 where measured; AdamW divides a gradient by its own size, so rounding may show more
-SCRIPT = """
-import pathlib, sys
-from rgalign.config import load_config
-from rgalign.training.alignment.align import align
-from rgalign.training.alignment.alignment_config import AlignmentConfig
-
-place = pathlib.Path(sys.argv[1])
-for objective in sys.argv[2:]:
-    align(objective, load_config(AlignmentConfig, place / f"{objective}.yaml"), place / objective)
-"""
 
 
-def launch(place: Path, *objectives: str) -> None:
-    """Two processes under torchrun; deepspeed compiles one small extension the first time."""
+def launch(place: Path, objective: str) -> None:
+    """The command under a launcher, two processes; deepspeed compiles one small extension the first time."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    (place / "script.py").write_text(SCRIPT)
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "DS_ACCELERATOR": "cpu"}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    # What `accelerate launch` starts on GPUs; on CPUs it starts one process.
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
+    command = ["-m", "rgalign.cli", "train", objective, "--config", str(place / f"{objective}.yaml")]
     done = subprocess.run(
-        [*command, str(place / "script.py"), str(place), *objectives],
+        [*launcher, *command, "-o", str(place / objective)],
         env=environment,
         capture_output=True,
         text=True,
@@ -55,7 +46,9 @@ def launch(place: Path, *objectives: str) -> None:
 @pytest.mark.slow
 def test_two_processes_with_zero_3_equal_one(make_config: Make, tmp_path: Path) -> None:
     pytest.importorskip("deepspeed", reason="needs the extra `zero`: pip install --no-build-isolation '.[zero]'")
-    shared = {"tuning": "full", "micro_batch": 2, "learning_rate": 1e-4, "checkpoint_steps": 100}
+    # Without a bank a session's negatives are those of its step, gathered from both processes.
+    shared = {"tuning": "full", "contrast": {"bank": 0}, "learning_rate": 1e-4}
+    shared |= {"micro_batch": 2, "checkpoint_steps": 100}
     one, two = tmp_path / "one", tmp_path / "two"
     two.mkdir()
     for place, stage in ((one, 0), (two, 3)):
@@ -64,9 +57,9 @@ def test_two_processes_with_zero_3_equal_one(make_config: Make, tmp_path: Path) 
             config = make_config(**shared, zero_stage=stage, init=init)
             if stage:
                 dump_config(config, place / f"{objective}.yaml")
+                launch(place, objective)
             else:
                 align(objective, config, place / objective)
-    launch(two, "sft", "contrast", "dpo")
     for objective in ("sft", "contrast", "dpo"):
         expected, got = (load_file(place / objective / "model" / "model.safetensors") for place in (one, two))
         metrics = [read_json(place / objective / "metrics.json") for place in (one, two)]

@@ -44,8 +44,15 @@ def weights(run: Path) -> dict[str, str]:
 
 
 def kill_during(process: subprocess.Popen[bytes], run: Path, step: str, delay_s: float) -> str:
-    """Waits until the step has begun, then some time, then kills; the first unfinished step when it was killed."""
-    while process.poll() is None and not (run / step / "inputs.json").is_file():
+    """Waits until this process has begun the step, then some time, then kills.
+
+    Returns:
+        The first unfinished step when it was killed.
+    """
+    begun, done, since = run / step / "inputs.json", run / step / "done", time.time()
+    while process.poll() is None and not done.is_file():
+        if begun.is_file() and begun.stat().st_mtime > since:
+            break
         time.sleep(POLL_S)
     time.sleep(delay_s)
     process.kill()
@@ -63,10 +70,11 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(
     steps = {row.name: row.seconds for row in loop_status(whole)}
     rng = random.Random(len(steps))
     killed_in = []
-    # Any step is as likely as any other, however short; then any moment of it.
-    for step in sorted(rng.choices(list(steps), k=KILLS), key=list(steps).index):
+    # Any step is as likely as any other, however short, and none twice; then any moment of it.
+    for step in sorted(rng.sample(list(steps), k=KILLS), key=list(steps).index):
         killed_in.append(kill_during(begin(loop_values, killed), killed, step, rng.random() * steps[step]))
     end(begin(loop_values, killed))
     assert weights(killed) == expected
     assert read_json(killed / "evaluate/out/report.json") == read_json(whole / "evaluate/out/report.json")
+    assert "none" not in killed_in
     summarise("loop_kills", kills=KILLS, killed_in=killed_in, weights=len(expected), equal=True)

@@ -9,6 +9,8 @@ import pytest
 from rgalign.config import dump_config, load_config, parse_config
 from rgalign.errors import ConfigError
 from rgalign.models.loss import LossConfig
+from rgalign.training.loop import readiness
+from rgalign.training.loop.loop import run_loop
 from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
 
 Values = Callable[..., dict[str, Any]]
@@ -27,6 +29,13 @@ Values = Callable[..., dict[str, Any]]
         ({"generate": {"latents": "mine"}}, "section generate: required no key 'latents'"),
         ({"stage3": {"warm_start": "mine"}}, "no key 'warm_start'"),
         ({"seeds": [1, 1]}, "different seeds"),
+        ({"stage1": {"model": {"model": "baseline"}}}, "section stage1: .*baseline reads no latent"),
+        ({"embed": {"pooling": "mean"}}, "section embed: required pooling ltp"),
+        ({"embed": {"pooling": "external"}, "objective": "dpo"}, "section embed: .* received external"),
+        (
+            {"select": {"strategy": "V2"}, "generate": {"teachers": [{"kind": "transition"}]}},
+            "section select: .*a teacher named 'reasoner' .*; received V2 with the teachers transition",
+        ),
     ],
 )
 def test_wrong_keys_are_named_before_anything_runs(loop_values: Values, changes: dict[str, Any], message: str) -> None:
@@ -75,3 +84,18 @@ def test_a_null_over_a_preset_survives_the_file(loop_values: Values, tmp_path: P
     read = load_config(LoopConfig, tmp_path / "config.yaml")
     assert read == config
     assert read.sft_config(NOWHERE, NOWHERE, NOWHERE).neftune_alpha is None
+
+
+def test_what_this_machine_lacks_is_said_before_anything_runs(
+    loop_values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("NO_KEY", raising=False)
+    served = {"kind": "openai", "name": "gpt", "base_url": "http://localhost", "model": "m", "api_key_env": "NO_KEY"}
+    asked = parse_config(LoopConfig, loop_values(generate={"teachers": [served]}), where="loop.yaml")
+    with pytest.raises(ConfigError, match="teacher 'gpt': .*environment variable NO_KEY"):
+        run_loop(asked, tmp_path / "run")
+    monkeypatch.setattr(readiness, "find_spec", lambda name: None)
+    sharded = parse_config(LoopConfig, loop_values(alignment={"preset": "paper"}, sft={"zero_stage": 0}), where="l")
+    with pytest.raises(ConfigError, match="section align: .*extra `zero`.*zero_stage 3, and no deepspeed"):
+        run_loop(sharded, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

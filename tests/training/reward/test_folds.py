@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from rgalign.data.dataset import Dataset
 from rgalign.errors import DataError, ProvenanceError
 from rgalign.training.latents import LatentStore
 from rgalign.training.reward.folds import FoldBy, RewardFolds, fold_column, fold_of
+from rgalign.training.semantic import write_semantic
 
 
 def columns(dataset: Dataset, split: str, name: str) -> list[str]:
@@ -104,3 +106,16 @@ def test_one_user_cannot_be_folded(
     folds.train = np.zeros_like(folds.train)
     with pytest.raises(DataError, match="training sessions in two folds or more; received all 240"):
         folds.data(0)
+
+
+def test_text_vectors_that_learned_from_all_clicks_are_refused(
+    echo: Any, make_stage1: Callable[..., Any], tmp_path: Path
+) -> None:
+    config = make_stage1(echo.dataset, echo.latents)
+    matrix = torch.zeros(len(echo.dataset.catalog), 4)
+    for name, inputs in (("frozen", {}), ("trained", {"train": echo.dataset.fingerprint("train")})):
+        write_semantic(tmp_path / name, matrix, echo.dataset.catalog, inputs)
+    frozen, trained = (config.model_copy(update={"semantic": tmp_path / each}) for each in ("frozen", "trained"))
+    RewardFolds(frozen, tmp_path / "folds", folds=2, by="user", seed=0)
+    with pytest.raises(ProvenanceError, match="learned from no click .*vectors trained on the training split"):
+        RewardFolds(trained, tmp_path / "folds", folds=2, by="user", seed=0)

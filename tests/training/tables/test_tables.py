@@ -26,12 +26,13 @@ from rgalign.training.loop import reasoner_steps
 from rgalign.training.loop.status import next_line
 from rgalign.training.ranker_files import load_ranker
 from rgalign.training.ranker_scores import score_split
+from rgalign.training.report_html import points
 from rgalign.training.sessions import evenly_spaced
 from rgalign.training.stage1_config import Stage1Config
 from rgalign.training.tables.measure import score_row, transplanted
 from rgalign.training.tables.row import RowRuns
 from rgalign.training.tables.run_tables import MAKERS, require_tables, run_table, table_steps
-from rgalign.training.tables.shared_steps import Workshop
+from rgalign.training.tables.shared_steps import Workshop, selection
 from rgalign.training.tables.table_console import print_table
 from rgalign.training.tables.tables_config import TablesConfig
 from rgalign.training.tables.tables_status import tables_status
@@ -184,6 +185,8 @@ def test_other_tables_share_the_steps_and_an_empty_strategy_is_a_row_that_says_s
     again = Watch()
     assert go(4, values, finished, again) == table
     assert again.run == []
+    with pytest.raises(RewardError, match="required strategy V3 to keep a session; received 36 x no such"):
+        list(selection(Workshop(config_of(values), finished), "V3"))  # as tables 2 and 3 ask
     assert {row.name for row in tables_status(finished)} >= {"table2", "table4", "V3/select", "V2/seed3/dpo"}
 
     monkeypatch.setattr(reasoner_steps, "select", real)
@@ -250,7 +253,9 @@ def test_what_is_written_says_inconclusive_and_can_be_read(finished: Path, table
     console = Console(width=80, record=True, file=io.StringIO())
     print_table(table, console)
     shown = console.export_text()
-    assert "RGAlign-Rec (Full)" in shown
+    assert "(Full)" in shown
+    cell = table["rows"][1]["against"]["baseline"]["recall@3"]  # not the primary metric
+    assert f"{points(cell['low'], sign=True)}," in shown
     assert "~" in shown
     assert max(map(len, shown.splitlines())) <= 80
 
@@ -276,7 +281,7 @@ def test_the_experiments_configurations_are_sound(number: int) -> None:
     [
         ({"alignment_seeds": [1, 1]}, "different seeds"),
         ({"loops": 2}, "one round"),
-        ({"embed": {"pooling": "mean"}}, "table 3 adds the others"),
+        ({"embed": {"pooling": "mean"}, "objective": "dpo"}, "table 3 adds the others"),
         ({"sft": {"seed": 1}}, "alignment_seeds has them"),
         ({"poolings": ["ltp"]}, "external, mean, eos"),
         ({"pooled": {"dtyp": "bfloat16"}}, "section pooled: required a known key"),
@@ -288,6 +293,13 @@ def test_the_experiments_configurations_are_sound(number: int) -> None:
 def test_configurations_that_cannot_be_are_refused(table_values: Values, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config_of(table_values(**changes))
+
+
+def test_table_4_asks_for_the_reasoner_s_own_queries_first(table_values: Values, tmp_path: Path) -> None:
+    values = table_values(generate={"teachers": [{"kind": "neighbour"}]}, select={"strategy": "V1"})
+    with pytest.raises(ConfigError, match="section select: .*a teacher named 'reasoner' .* for V2, V3, V4"):
+        go(4, values, tmp_path / "out", watch := Watch())
+    assert watch.run == []
 
 
 def test_statistics_are_taken_from_the_sessions_that_the_ranker_trained_on(finished: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from rgalign.errors import DataError
 from rgalign.training.teachers import answer_cache
-from rgalign.training.teachers.answer_cache import AnswerCache, answer_key
+from rgalign.training.teachers.answer_cache import AnswerCache, Usage, answer_key
 from rgalign.training.teachers.teacher import Answer
 
 ANSWER = Answer("Where is my “order”?", "", 30, 12, 0.5, 2, 0.001)
@@ -22,6 +22,26 @@ def test_answers_are_there_again(tmp_path: Path) -> None:
     with AnswerCache(path).appending() as cache:
         cache.add("b", Answer("Why?"))
     assert AnswerCache(path).answers == {"a": ANSWER, "b": Answer("Why?")}
+
+
+def test_an_answer_is_in_the_file_before_the_next(tmp_path: Path) -> None:
+    """A killed process runs no clean-up: only what the operating system has is left."""
+    with AnswerCache(tmp_path / "gpt.jsonl").appending() as cache:
+        cache.add("a", ANSWER)
+        assert AnswerCache(tmp_path / "gpt.jsonl").answers == {"a": ANSWER}
+
+
+def test_a_failure_is_paid_for_and_not_served(tmp_path: Path) -> None:
+    path = tmp_path / "gpt.jsonl"
+    empty = Answer("", "empty answer", 30, 2, cost=0.25)
+    with AnswerCache(path).appending() as cache:
+        cache.add("a", empty)
+        cache.add("b", Answer(failure="no history yet"))  # took nothing: not in the file
+        cache.add("a", ANSWER)
+    read = AnswerCache(path)
+    assert read.answers == {"a": ANSWER}
+    assert read.usage == {"a": Usage(60, 14, pytest.approx(0.251))}
+    assert len(path.read_text().splitlines()) == 2
 
 
 def test_prompt_model_and_parameters_make_the_key() -> None:

@@ -92,7 +92,7 @@ def test_equal_prompts_are_asked_once_and_a_spent_quota_goes_on_later(
     assert sorted(prompts.values())[-2:] == [1, 2]  # only the one that was refused was asked again
     assert metrics["teachers"]["gpt"]["asked_now"] == distinct - 7
     assert metrics["sessions_with_a_candidate"] == 60
-    assert metrics["teachers"]["gpt"]["prompt_tokens"] == 30 * 60
+    assert metrics["teachers"]["gpt"]["prompt_tokens"] == 30 * distinct  # what was paid for
 
 
 def test_a_budget_stops_the_run_with_what_is_there_kept(
@@ -108,20 +108,34 @@ def test_a_budget_stops_the_run_with_what_is_there_kept(
         with pytest.raises(TeacherError, match="received a cost of 120"):  # what is cached has been paid for
             generate(config(service, priced, budget=110.0, max_sessions=60), tmp_path, progress=False)
         metrics = generate(config(service, priced, budget=1e6, max_sessions=60), tmp_path, progress=False)
-    assert metrics["cost"] == pytest.approx(30 * metrics["teachers"]["gpt"]["distinct_questions"])
+        distinct = metrics["teachers"]["gpt"]["distinct_questions"]
+        # Other answers in the same cache do not lift the limit; another teacher's cost counts towards it.
+        shared = {"max_sessions": 60, "cache": tmp_path / "cache"}
+        warmer = [openai(server.url, prompt_price=1e6, temperature=1.0)]
+        with pytest.raises(TeacherError, match="'gpt'.*at most 60 .*received a cost of 60 with"):
+            generate(config(service, warmer, budget=60.0, **shared), tmp_path / "warmer", progress=False)
+        both = [*priced, openai(server.url, name="other")]
+        with pytest.raises(
+            TeacherError, match=f"'other'.*at most {30 * distinct} .*received a cost of {30 * distinct}"
+        ):
+            generate(config(service, both, budget=30.0 * distinct, **shared), tmp_path / "both", progress=False)
+    assert metrics["cost"] == pytest.approx(30 * distinct)
 
 
 def test_failures_are_reported_and_asked_again_on_restart(
     serve: Any, replies: SimpleNamespace, service: Dataset, tmp_path: Path
 ) -> None:
     with serve(lambda n, body: replies.spoken("" if n % 2 else QUESTION)) as server:
-        settings = config(service, [openai(server.url)], max_sessions=12)
+        settings = config(service, [openai(server.url, prompt_price=1e6)], max_sessions=12)
         metrics = generate(settings, tmp_path, progress=False)
         reasons = metrics["teachers"]["gpt"]["reasons"]
         assert reasons.keys() == {"no answer: empty answer (finish_reason stop)"}
         asked = len(server.requests)
+        assert metrics["cost"] == pytest.approx(30 * asked)  # an empty answer is paid for
         again = generate(settings, tmp_path, restart=True, progress=False)
         assert asked < len(server.requests) < 2 * asked  # only what had failed
+        assert again["cost"] == pytest.approx(30 * len(server.requests))
+        assert again["teachers"]["gpt"]["prompt_tokens"] == 30 * len(server.requests)
     assert sum(again["teachers"]["gpt"]["reasons"].values()) < sum(reasons.values())
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from copy import deepcopy
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 
 from rgalign.data.dataset import Dataset
+from rgalign.intents import IntentCatalog
 from rgalign.training.teachers import neighbour_teacher
 from rgalign.training.teachers.click_history import NONE, ClickHistory, last_known_intent
 from rgalign.training.teachers.neighbour_teacher import NeighbourConfig, NeighbourTeacher, SessionValues
@@ -169,3 +171,22 @@ def test_phrasings_are_usable_and_hold_the_title(service: Dataset) -> None:
         assert title.rstrip("?") in text
         assert fault(text, context, service.schema, ValidatorConfig(min_words=8, max_words=20)) is None
         assert text == question(service.catalog, row)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_an_answer_is_another_s_once_what_it_depends_on_has_changed(
+    name: str,
+    make_service: Callable[..., Dataset],
+    make_sessions: Callable[..., Rows],
+    tmp_path: Path,
+) -> None:
+    """The identity is the cache's key: an answer that names a former title must not come back."""
+    train, valid = make_sessions(40, 1, START), make_sessions(10, 2, START)
+    moved = [{**row, "page": "home"} for row in valid]
+    whole, other = (make_service(tmp_path / each, train, rows) for each, rows in (("a", valid), ("b", moved)))
+    same = MAKERS[name](whole, "train").identity
+    assert MAKERS[name](other, "train").identity == same
+    assert MAKERS[name](other, "valid").identity != MAKERS[name](whole, "valid").identity
+    catalog = other.catalog
+    renamed = IntentCatalog(catalog.ids, ("Lost Order", *catalog.titles[1:]), catalog.descriptions)
+    assert MAKERS[name](replace(other, catalog=renamed), "train").identity != same

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import socket
 import time
 from collections.abc import Callable
@@ -19,7 +20,7 @@ from rgalign.prompt import TEMPLATES
 from rgalign.schema import CategoricalFeature, FeatureSchema
 from rgalign.training.teachers.chat_prompt import chat_messages
 from rgalign.training.teachers.openai_config import OpenAIConfig
-from rgalign.training.teachers.openai_teacher import OpenAITeacher
+from rgalign.training.teachers.openai_teacher import REASON_CHARS, OpenAITeacher
 from rgalign.training.teachers.teacher import Answer, Context
 
 KEY = "sk-secret-1234567890"
@@ -112,10 +113,11 @@ def test_a_rate_limit_is_waited_out(
     assert server.times[1] - server.times[0] >= 0.4
 
 
+@pytest.mark.parametrize("zone", [" GMT", " -0000"])
 def test_retry_after_may_be_a_date(
-    serve: Any, replies: SimpleNamespace, teacher: Callable[..., OpenAITeacher], contexts: list[Context]
+    serve: Any, replies: SimpleNamespace, teacher: Callable[..., OpenAITeacher], contexts: list[Context], zone: str
 ) -> None:
-    far = formatdate(time.time() + 3600, usegmt=True)
+    far = formatdate(time.time() + 3600, usegmt=True).replace(" GMT", zone)
     with serve(lambda number, body: replies.refused(429, "tomorrow", headers={"Retry-After": far})) as server:
         with pytest.raises(
             TeacherError, match=r"asked again within 300 s; received HTTP 429: tomorrow \(come back in 3"
@@ -131,9 +133,11 @@ def test_retry_after_may_be_a_date(
         (lambda replies: replies.Reply(200, b'{"choices": [{"mess'), "malformed answer"),
         (lambda replies: replies.Reply(200, b'{"choices": []}'), "malformed answer"),
         (lambda replies: replies.Reply(200, b'{"choices": [{"message": {"content": 3}}]}'), "malformed answer"),
+        (lambda replies: replies.spoken(QUESTION, math.inf), "malformed answer (OverflowError)"),
+        (lambda replies: replies.Reply(200, b"plain", {"Content-Encoding": "gzip"}), "connection lost (DecodingError)"),
         (lambda replies: replies.spoken(QUESTION, delay_s=0.6), "no answer within 0.2 s"),
     ],
-    ids=["500", "cut JSON", "no choices", "content no text", "too slow"],
+    ids=["500", "cut JSON", "no choices", "content no text", "endless tokens", "no gzip", "too slow"],
 )
 def test_what_may_pass_is_tried_again(
     serve: Any,
@@ -207,11 +211,15 @@ def test_a_wrong_key_ends_the_run_and_is_told_nowhere(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     caplog.set_level(logging.DEBUG)
-    with serve(lambda number, body: replies.refused(401, f"Incorrect API key provided: {KEY}")) as server:
-        made = teacher(server.url)
-        with pytest.raises(TeacherError, match=r"a key that the server accepts; received HTTP 401.*\[key\]") as error:
-            answers(made, contexts[:1])
-    assert len(server.requests) == 1
+    words = "Incorrect API key provided: "
+    # The second one's key lies across the place where long words are cut.
+    for before in (words, words.rjust(REASON_CHARS - len("HTTP 401: ") - 5, ".")):
+        with serve(lambda number, body, said=before + KEY: replies.refused(401, said)) as server:
+            made = teacher(server.url)
+            with pytest.raises(TeacherError, match=r"a key that the server accepts; received HTTP 401.*\[key") as error:
+                answers(made, contexts[:1])
+        assert len(server.requests) == 1
+        assert KEY[:4] not in str(error.value)
     for place in (
         str(error.value),
         repr(made.identity),

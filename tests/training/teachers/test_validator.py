@@ -19,7 +19,7 @@ SCHEMA = FeatureSchema(
         SequenceFeature(name="names", dimension="profile", vocabulary="streets", pii=True, max_length=3),
         CategoricalFeature(name="city", dimension="profile", vocabulary="streets"),
     ),
-    vocabularies={"streets": {"x": "x"}},
+    vocabularies={"streets": {"Chestnut Street": "Green House"}},
 ).bind(IntentCatalog(("i",), ("title",), ("",)))
 CONTEXT = Context(
     0,
@@ -74,6 +74,7 @@ def test_usable(text: str) -> None:
         ("Is the address 10.0.0.17 one of yours?", "an IP address"),
         ("When is the trash in chestnut street collected?", "copies personal feature street"),
         ("Does Rosalind still have a parcel on its way?", "copies personal feature names"),
+        ("Can you send it to Green House by the river?", "copies personal feature street"),  # as a prompt says it
     ],
 )
 def test_the_first_fault_is_named(text: str, expected: str) -> None:
