@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rgalign.errors import DataError
+from rgalign.errors import DataError, RgalignError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 _TOLD = re.compile(
@@ -26,6 +26,8 @@ def room_on_disk(where: Path | str) -> Iterator[None]:
     """Raises DataError in place of what a writer raises on a full disk or quota; every other error passes."""
     try:
         yield
+    except RgalignError:  # an inner guard's, which says where
+        raise
     except Exception as error:
         if not (isinstance(error, OSError) and error.errno in FULL) and not _TOLD.search(str(error)):
             raise

@@ -44,8 +44,10 @@ def limited() -> Iterator[None]:
     ids=["bytes", "numpy", "parquet", "safetensors", "torch"],
 )
 def test_every_writer_s_full_disk_is_one_error(tmp_path: Path, write: Callable[[Path], object]) -> None:
-    with pytest.raises(DataError, match=r"^here: required room to write"), room_on_disk("here"), limited():
-        write(tmp_path / "file.npy")
+    with pytest.raises(DataError, match=r"^here: required room to write") as error:
+        with room_on_disk("elsewhere"), room_on_disk("here"), limited():
+            write(tmp_path / "file.npy")
+    assert str(error.value).count("room to write") == 1
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("mat1 and mat2"), KeyError("a")])

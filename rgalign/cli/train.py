@@ -188,7 +188,8 @@ def train_status(
 ) -> None:
     """The steps of a closed loop or of tables: state, time, size on disk, and what comes next."""
     from rgalign.training.loop.status import loop_status, status_table
-    from rgalign.training.tables.tables_status import is_tables, tables_status
+    from rgalign.training.tables.run_tables import is_tables
+    from rgalign.training.tables.tables_status import tables_status
 
     console.print(status_table(tables_status(run) if is_tables(run) else loop_status(run)))
 

@@ -91,7 +91,8 @@ class AlignmentConfig(Config):
         targets: [rows of the selection, D] .npy of frozen chosen-query embeddings; None is the selection's own.
         rewards: the run of ``rgalign train reward`` behind the selection; its rankers then judge the held-out sessions'
             latent queries (held_out_rewards.py). It changes no weight.
-        held_out: share of the sessions that are only measured, at most ``max_held_out``; 0 is none.
+        held_out: share of the sessions that are only measured, at most ``max_held_out``; 0 is none. Drawn by a hash of
+            the session's id; DPO measures those with a rejected query.
         effective_batch: sessions (pairs for DPO) of one optimiser step over all processes.
         micro_batch: of one process at once; None is the largest divisor up to 8.
         warmup: share of the steps.

@@ -5,7 +5,7 @@ A section holds what the step's command takes, without the paths that connect th
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -18,7 +18,6 @@ from rgalign.training.embed import EmbedConfig
 from rgalign.training.evaluate import EvaluationConfig
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.selection.select_config import SelectConfig
-from rgalign.training.selection.strategies import Strategy
 from rgalign.training.stage1_config import Stage1Config
 from rgalign.training.teachers.generate_config import GenerateConfig
 
@@ -76,28 +75,19 @@ class LoopConfig(Config):
         self.stage1_config(NOWHERE, seed=self.seeds[0])
         self.baseline_config(seed=self.seeds[0])
         self.recalibration_config(NOWHERE, NOWHERE, NOWHERE, seed=self.seeds[0])
+        self.generate_config(NOWHERE)
         self.reward_config(NOWHERE, NOWHERE)
-        self.require_base([self.select_config(NOWHERE).strategy])
-        self.sft_config(NOWHERE, NOWHERE, NOWHERE)
-        self.align_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE)
+        self.select_config(NOWHERE)
+        self.alignments()
         if self.embed.pooling == "external" or (self.objective == "contrast" and self.embed.pooling != "ltp"):
             required = "pooling ltp, the state that RG-CL moves (or mean or eos with objective: dpo)"
             raise ConfigError(where="section embed", required=required, received=self.embed.pooling)
         return self
 
-    def require_base(self, strategies: Sequence[Strategy]) -> None:
-        """V2 to V4 compare with the queries of the reasoner itself.
-
-        Raises:
-            ConfigError: it is not among the teachers.
-        """
-        base = self.select_config(NOWHERE).base
-        teachers = [each.name for each in self.generate_config(NOWHERE).teachers]
-        compared = [strategy for strategy in strategies if strategy != "V1"]
-        if compared and base not in teachers:
-            required = f"strategy V1, or a teacher named {base!r} (kind: reasoner) for {', '.join(compared)}"
-            received = f"{', '.join(compared)} with the teachers {', '.join(teachers)}"
-            raise ConfigError(where="section select", required=required, received=received)
+    def alignments(self) -> dict[str, AlignmentConfig]:
+        """Section -> what it says of an alignment, without the paths."""
+        paths = (NOWHERE, NOWHERE, NOWHERE)
+        return {"sft": self.sft_config(*paths), "align": self.align_config(*paths, NOWHERE)}
 
     def baseline_config(self, *, seed: int) -> Stage1Config:
         """Its loss is that of stage 1, so that the arms differ in the model alone."""

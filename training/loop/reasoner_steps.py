@@ -93,7 +93,8 @@ def encoder_hash(config: EmbedConfig) -> dict[str, str]:
 
 
 def generate_step(name: str, config: GenerateConfig, after: tuple[str, ...], *, progress: bool) -> Step:
-    """Its parts, the teachers' answers, are addressed by prompt, model and parameters: none is ever asked twice."""
+    """Its parts, the teachers' answers, are addressed by prompt, model and parameters: none that
+    there is is ever asked for again."""
     return Step(
         name=name,
         config=config,

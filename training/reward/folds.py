@@ -55,14 +55,10 @@ class RewardFolds:
     Args:
         config: stage-1 configuration of all folds; its dataset and latents are the whole ones.
         path: directory of the folds.
-
-    Raises:
-        ProvenanceError: text vectors of the intents that were trained on all clicks.
     """
 
     def __init__(self, config: Stage1Config, path: Path, *, folds: int, by: FoldBy, seed: int) -> None:
         assert config.latents is not None
-        _require_untrained(config.semantic)
         self.config, self.folds = config, folds
         self.dataset = Dataset.open(config.dataset)
         self.store = LatentStore.open(config.latents)
@@ -115,9 +111,8 @@ class RewardFolds:
             raise ProvenanceError(where=f"reward ranker of fold {fold}", required=required, received=received)
 
 
-def _require_untrained(semantic: Path | None) -> None:
+def require_untrained(semantic: Path | None) -> None:
+    """Raises ProvenanceError: text vectors of the intents that were trained on clicks, those of every fold."""
     if semantic is not None and trained_on(semantic) is not None:
-        required = (
-            "text vectors that learned from no click (train hllm --set tune=none), or the folds have seen them all"
-        )
-        raise ProvenanceError(where=str(semantic), required=required, received="vectors trained on the training split")
+        required = "text vectors that learned from no click (train hllm --set tune=none), as every fold reads them"
+        raise ProvenanceError(where=str(semantic), required=required, received="vectors trained on clicks")

@@ -30,7 +30,7 @@ from rgalign.training.experiment import run_config
 from rgalign.training.ranker_files import LoadedRanker, load_ranker
 from rgalign.training.reward.candidate_latents import CandidateEmbedder
 from rgalign.training.reward.candidate_prompts import PLACEMENTS, CandidatePrompts, Placement
-from rgalign.training.reward.folds import RewardFolds, fold_column
+from rgalign.training.reward.folds import RewardFolds, fold_column, require_untrained
 from rgalign.training.reward.gate import GateSessions, pass_gate
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.reward.reward_model import RewardModel
@@ -57,12 +57,14 @@ def reward(config: RewardConfig, out: Path, *, restart: bool = False, progress: 
 
     Raises:
         RewardError: the gate, or rewards that are defined for no candidate.
-        ProvenanceError: candidates of other sessions, another reasoner than the ranker's, or a run of other inputs.
+        ProvenanceError: candidates of other sessions, another reasoner than the ranker's, text vectors of the intents
+            that were trained on clicks, or a run of other inputs.
     """
     template = load_ranker(config.ranker)
     stage1 = _stage1(config, template)
     dataset = Dataset.open(stage1.dataset)
     template.require_dataset(dataset)
+    require_untrained(stage1.semantic)
     candidates = read_kept(config.candidates)
     split = _require_same_sessions(config, dataset)
     run = RunDirectory(out)

@@ -25,8 +25,8 @@ from rgalign.training.loop.readiness import require_ready
 from rgalign.training.loop.step import OUT, Step, StepFolder
 from rgalign.training.tables.measure import measure_step
 from rgalign.training.tables.row import TablePlan
-from rgalign.training.tables.shared_steps import Workshop
-from rgalign.training.tables.table2 import table2_plan, table2_steps
+from rgalign.training.tables.shared_steps import GENERATE, Workshop
+from rgalign.training.tables.table2 import strategy_of, table2_plan, table2_steps
 from rgalign.training.tables.table3 import table3_plan, table3_steps
 from rgalign.training.tables.table4 import table4_plan, table4_steps
 from rgalign.training.tables.table_step import JSON, Table, table_name, table_step
@@ -75,7 +75,8 @@ def run_table(
         What ``out/table<number>/out/table.json`` holds.
 
     Raises:
-        ConfigError: several processes, or (of a fresh directory) a teacher's key or DeepSpeed is missing.
+        ConfigError, ProvenanceError: several processes, or what
+            :func:`~rgalign.training.loop.readiness.require_ready` misses.
         ProvenanceError: ``out`` holds something that is no tables' directory.
         RgalignError: from a step. The directory stays; the same command goes on once the cause is gone.
     """
@@ -84,8 +85,9 @@ def run_table(
         raise ConfigError(where="tables", required=required, received=f"WORLD_SIZE {os.environ['WORLD_SIZE']}")
     root = Path(out).resolve()
     require_tables(root)
-    if not is_begun(root):
-        require_ready(config)
+    if not StepFolder(root / table_name(number)).is_done:
+        strategies = config.strategies if number == 4 else (strategy_of(config),)
+        require_ready(config, strategies, [root / GENERATE])
     semantic = None if config.semantic is None else config.semantic.resolve()
     config = config.model_copy(update={"dataset": config.dataset.resolve(), "semantic": semantic})
     dump_config(config, root / config_name(number))
@@ -113,7 +115,7 @@ def config_name(number: int) -> str:
     return f"{table_name(number)}.yaml"
 
 
-def is_begun(root: Path) -> bool:
+def is_tables(root: Path) -> bool:
     return any((root / config_name(number)).is_file() for number in NUMBERS)
 
 
@@ -121,7 +123,7 @@ def require_tables(root: Path) -> None:
     """Raises ProvenanceError: something else's directory."""
     names = {path.name for path in root.iterdir()} if root.exists() else set()
     strangers = any(name != EMBED and not name.startswith(".") for name in names)  # EMBED may have been put there
-    if strangers and not is_begun(root):
+    if strangers and not is_tables(root):
         required = "an empty directory or one of this command's"
         raise ProvenanceError(where=str(root), required=required, received="a directory without table<number>.yaml")
 

@@ -48,7 +48,6 @@ REMARKS = (
 
 def table4_steps(shop: Workshop) -> Iterator[Step]:
     config = shop.config
-    config.require_base(config.strategies)
     yield from foundation(shop)
     yield from judged(shop)
     kept: list[Strategy] = []

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from rgalign.config import load_config
-from rgalign.errors import ProvenanceError
+from rgalign.errors import ProvenanceError, RewardError
 from rgalign.training.loop.status import StepStatus, _size, _state
 from rgalign.training.loop.step import StepFolder
-from rgalign.training.tables.run_tables import NUMBERS, config_name, table_steps
+from rgalign.training.tables.run_tables import NUMBERS, config_name, is_tables, table_steps
 from rgalign.training.tables.shared_steps import Workshop
 from rgalign.training.tables.table5 import table5_steps
 from rgalign.training.tables.table5_config import Table5Config
 from rgalign.training.tables.tables_config import TablesConfig
-
-
-def is_tables(root: Path) -> bool:
-    return any((root / config_name(number)).is_file() for number in NUMBERS)
 
 
 def tables_status(root: Path) -> list[StepStatus]:
@@ -40,8 +37,9 @@ def tables_status(root: Path) -> list[StepStatus]:
             steps = table5_steps(load_config(Table5Config, file), root)
         else:
             steps = table_steps(number, Workshop(load_config(TablesConfig, file), root))
-        for step in steps:
-            folder = StepFolder(root / step.name)
-            state = _state(step, folder, found, root)
-            found[step.name] = StepStatus(step.name, state, folder.seconds, _size(folder.path))
+        with suppress(RewardError):  # an empty selection: no step of this table can follow
+            for step in steps:
+                folder = StepFolder(root / step.name)
+                state = _state(step, folder, found, root)
+                found[step.name] = StepStatus(step.name, state, folder.seconds, _size(folder.path))
     return list(found.values())

@@ -12,9 +12,9 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from rgalign.room_on_disk import room_on_disk
 from rgalign.training.teachers.teacher import Answer
 
 SYNC_ANSWERS = 64
-_FIELDS = ("text", "failure", "prompt_tokens", "completion_tokens", "seconds", "attempts", "cost")
+_FIELDS = tuple(each.name for each in fields(Answer))
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ def answer_key(reads: str, identity: Mapping[str, Any]) -> str:
 class AnswerCache:
     """One teacher's answers on disk and in memory.
 
-    ``usage``: of every key ever asked, over all attempts.
-
     Raises:
         DataError: a complete line that is no answer, or a disk that is full (what was written before stays).
     """
@@ -59,7 +57,7 @@ class AnswerCache:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.answers: dict[str, Answer] = {}
-        self.usage: dict[str, Usage] = {}
+        self._usage: dict[str, Usage] = {}  # of every key ever asked, over all attempts
         self._unsynced = 0
         if path.is_file():
             self._read()
@@ -93,8 +91,7 @@ class AnswerCache:
         """
         if answer.failure and not (answer.prompt_tokens or answer.completion_tokens):
             return
-        values = {name: value for name, value in asdict(answer).items() if name in _FIELDS}
-        line = json.dumps({"key": key, **values, "time": round(time.time(), 3)}, ensure_ascii=False)
+        line = json.dumps({"key": key, **asdict(answer), "time": round(time.time(), 3)}, ensure_ascii=False)
         self._file.write(line.encode() + b"\n")
         self._file.flush()
         self._keep(key, answer)
@@ -103,9 +100,13 @@ class AnswerCache:
             self._sync()
 
     def _keep(self, key: str, answer: Answer) -> None:
-        self.usage[key] = self.usage.get(key, Usage()) + answer
+        self._usage[key] = self._usage.get(key, Usage()) + answer
         if not answer.failure:
             self.answers[key] = answer
+
+    def used(self, keys: Iterable[str]) -> Usage:
+        """What asking about ``keys`` has taken so far, each counted once."""
+        return sum((self._usage[key] for key in set(keys) if key in self._usage), Usage())
 
     def _sync(self) -> None:
         self._file.flush()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,7 @@ from rgalign.training.teachers.answer_cache import AnswerCache, Usage, answer_ke
 from rgalign.training.teachers.candidates_file import FILE, Candidate, write_candidates
 from rgalign.training.teachers.generate_config import GenerateConfig, build_teacher
 from rgalign.training.teachers.leak_check import VERBATIM, is_verbatim, leak_report, visible_text
+from rgalign.training.teachers.openai_config import OpenAIConfig
 from rgalign.training.teachers.step_run import open_step
 from rgalign.training.teachers.teacher import Answer, Context, Teacher, session_contexts
 from rgalign.training.teachers.validator import cleaned, fault
@@ -65,14 +66,16 @@ def generate(config: GenerateConfig, out: Path, *, restart: bool = False, progre
     rows = chosen_rows(dataset, config)
     contexts = session_contexts(dataset, config.split, rows)
     titles = _clicked_titles(dataset, config.split, rows)
-    spent = 0.0
+    usage = _paid_before(config, dataset, contexts, out)
     candidates: list[Candidate] = []
     reports: dict[str, dict[str, Any]] = {}
     for each in config.teachers:
         teacher = build_teacher(each, config, dataset)
-        cache = AnswerCache((config.cache or out / "cache") / f"{teacher.name}.jsonl")
-        asked = ask(teacher, contexts, cache, budget=config.budget, spent=spent, progress=progress)
-        spent += asked.usage.cost
+        others = sum(used.cost for name, used in usage.items() if name != teacher.name)
+        cache = _cache(config, teacher.name, out)
+        budget = config.budget if isinstance(each, OpenAIConfig) else None  # the others cost nothing
+        asked = ask(teacher, contexts, cache, budget=budget, spent_by_others=others, progress=progress)
+        usage[teacher.name] = asked.usage
         judged = judge(teacher, contexts, asked.answers, titles, dataset, config)
         candidates += judged
         reports[teacher.name] = _report(teacher, contexts, judged, asked, titles, dataset.schema)
@@ -92,7 +95,7 @@ def generate(config: GenerateConfig, out: Path, *, restart: bool = False, progre
             "split": config.split,
             "priority": [each.name for each in config.teachers],
             "sessions_with_a_candidate": len({each.session_id for each in candidates if each.kept}),
-            "cost": spent,
+            "cost": sum(used.cost for used in usage.values()),
             "teachers": reports,
         }
     )
@@ -112,6 +115,25 @@ def chosen_rows(dataset: Dataset, config: GenerateConfig) -> NDArray[np.int64]:
     return spaced_rows(total, size) if config.order == "spaced" else np.arange(total - size, total)
 
 
+def _cache(config: GenerateConfig, teacher: str, out: Path) -> AnswerCache:
+    return AnswerCache((config.cache or out / "cache") / f"{teacher}.jsonl")
+
+
+def _paid_before(config: GenerateConfig, dataset: Dataset, contexts: list[Context], out: Path) -> dict[str, Usage]:
+    """What the answers that are there have cost, of the teachers that cost something: known before any is asked."""
+    usage = {}
+    for each in config.teachers:
+        if isinstance(each, OpenAIConfig):
+            questions = _questions(build_teacher(each, config, dataset), contexts)
+            usage[each.name] = _cache(config, each.name, out).used(questions)
+    return usage
+
+
+def _questions(teacher: Teacher, contexts: list[Context]) -> list[str]:
+    """The cache's key of each context; equal questions have equal keys."""
+    return [answer_key(teacher.reads(context), teacher.identity) for context in contexts]
+
+
 @dataclass(frozen=True)
 class Asked:
     """Args: answers: of each context; fresh: distinct questions asked now; usage: of all attempts, former ones too."""
@@ -128,44 +150,46 @@ def ask(
     cache: AnswerCache,
     *,
     budget: float | None = None,
-    spent: float = 0.0,
+    spent_by_others: float = 0.0,
     progress: bool,
 ) -> Asked:
     """Equal questions once; each answer is in the cache's file before the next is waited for.
 
     Args:
-        budget: what all teachers' answers may cost; of it ``spent`` is gone to others.
+        budget: what all teachers' answers may cost. Once it is spent nothing more is asked; calls in flight are still
+            waited for, and kept.
 
     Raises:
         TeacherError: from the teacher, or the budget is spent.
     """
-    keys = [answer_key(teacher.reads(context), teacher.identity) for context in contexts]
+    keys = _questions(teacher, contexts)
     wanted = dict(zip(keys, contexts, strict=True))
     missing = [key for key in wanted if key not in cache.answers]
     failures: dict[str, Answer] = {}
     left = len(missing)
-    spent += sum(cache.usage[key].cost for key in wanted if key in cache.usage)
-    _check_budget(teacher, spent, budget, left)
+    spent = spent_by_others + cache.used(wanted).cost
+
+    def within_budget() -> Iterator[Context]:
+        for key in missing:
+            if budget is not None and spent >= budget:
+                return
+            yield wanted[key]
+
     with _progress(progress) as bar, cache.appending():
         task = bar.add_task(f"{teacher.name}", total=len(wanted), completed=len(wanted) - len(missing))
-        for place, answer in teacher.generate([wanted[key] for key in missing]) if missing else ():
+        for place, answer in teacher.generate(within_budget()) if missing else ():
             cache.add(missing[place], answer)
             if answer.failure:
                 failures[missing[place]] = answer
             spent += answer.cost
             left -= 1
             bar.advance(task)
-            _check_budget(teacher, spent, budget, left)
-    answers = [cache.answers.get(key) or failures[key] for key in keys]
-    usage = sum((cache.usage[key] for key in wanted if key in cache.usage), Usage())
-    return Asked(answers, len(wanted), len(missing), usage)
-
-
-def _check_budget(teacher: Teacher, spent: float, budget: float | None, left: int) -> None:
-    if budget is not None and left and spent >= budget:
+    if left:
         required = f"answers for at most {budget:g} (a larger budget goes on from here)"
         received = f"a cost of {spent:g} with {left} questions left"
         raise TeacherError(where=f"teacher {teacher.name!r}", required=required, received=received)
+    answers = [cache.answers.get(key) or failures[key] for key in keys]
+    return Asked(answers, len(wanted), len(missing), cache.used(wanted))
 
 
 def judge(

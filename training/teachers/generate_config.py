@@ -45,7 +45,7 @@ class GenerateConfig(Config):
         split: whose sessions are asked about. The log teachers read ``train`` only, whichever it is.
         max_sessions: ask about so many; ``order`` takes evenly spaced ones or the last in time.
         teachers: in order of priority, the best first (paper: CompassMax > Gemini > GPT-5 > Qwen3).
-        budget: the run stops when answers have cost so much, with what is there kept.
+        budget: the run stops asking when answers and paid failures, former ones too, have cost so much.
         cache: where answers are kept; default: ``cache`` in the run. Several runs may share one.
     """
 

@@ -9,7 +9,7 @@ temperature each prompt draws from a generator of its own, so an answer depends 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -118,7 +118,7 @@ class LocalTeacher:
     def reads(self, context: Context) -> str:
         return self._encoder.text(context.session)
 
-    def generate(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, contexts: Iterable[Context]) -> Iterator[tuple[int, Answer]]:
         slots = self._encoder.encode_many([dict(context.session) for context in contexts])
         prompts = [self._encoder.full_ids(ids) for ids in slots]
         for rows in length_batches([len(prompt) for prompt in prompts], self._decoding.batch_tokens):

@@ -9,7 +9,7 @@ is cut into steps of STEP sessions with one sparse product each, and an answer d
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -72,7 +72,7 @@ class NeighbourTeacher:
     def reads(self, context: Context) -> str:
         return f"{self._split}/{context.session_id}"
 
-    def generate(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, contexts: Iterable[Context]) -> Iterator[tuple[int, Answer]]:
         intents = self.predict(np.array([context.row for context in contexts], np.int64))
         for place, intent in enumerate(intents.tolist()):
             known = intent != NONE

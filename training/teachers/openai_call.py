@@ -25,6 +25,7 @@ from rgalign.training.teachers.teacher import Answer
 PATH = "chat/completions"
 AGAIN = (408, 409, 425)
 THE_END = (401, 403, 404)
+MOST_TOKENS = 2**31
 
 
 @dataclass(frozen=True)
@@ -86,6 +87,8 @@ def _answer(response: httpx.Response) -> Answer | TryAgain:
         counts = int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0)
         if not isinstance(text, str | None):
             raise TypeError("content is no text")
+        if not all(0 <= count < MOST_TOKENS for count in counts):
+            raise OverflowError("no count of tokens")
     except (ValueError, LookupError, TypeError, AttributeError, OverflowError) as error:
         return TryAgain(f"malformed answer ({type(error).__name__})")
     if text is None or not text.strip():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -58,19 +58,19 @@ class OpenAITeacher:
         messages = chat_messages(context.session, self._schema, self._template, include_pii=self._include_pii)
         return json.dumps(messages, ensure_ascii=False)
 
-    def generate(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Answer]]:
-        """As :meth:`Teacher.generate`; when the run ends early, calls in flight are finished and given first."""
+    def generate(self, contexts: Iterable[Context]) -> Iterator[tuple[int, Answer]]:
+        """As :meth:`Teacher.generate`; when an error ends the run, calls in flight are finished and given first."""
         loop = asyncio.new_event_loop()
         client = self._client()
         limit = RateLimit(self.config.requests_per_minute, self.config.tokens_per_minute)
-        waiting = iter(range(len(contexts)))
+        waiting = enumerate(contexts)
         flying: dict[asyncio.Task[Answer], int] = {}
         end: TeacherError | None = None
         failures = 0
         try:
             while True:
-                while end is None and len(flying) < self.config.concurrency and (place := next(waiting, -1)) >= 0:
-                    flying[loop.create_task(self._ask(client, limit, contexts[place]))] = place
+                while end is None and len(flying) < self.config.concurrency and (asked := next(waiting, None)):
+                    flying[loop.create_task(self._ask(client, limit, asked[1]))] = asked[0]
                 if not flying:
                     break
                 done, _ = loop.run_until_complete(asyncio.wait(flying, return_when=asyncio.FIRST_COMPLETED))

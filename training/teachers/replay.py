@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ class ReplayTeacher:
     def reads(self, context: Context) -> str:
         return context.session_id
 
-    def generate(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, contexts: Iterable[Context]) -> Iterator[tuple[int, Answer]]:
         for place, context in enumerate(contexts):
             query = self._queries.get(context.session_id)
             yield place, Answer(failure="no query in the file") if query is None else Answer(query)

@@ -8,7 +8,7 @@ A context is built from the schema's columns, ``session_id``, ``user_id``, ``ts`
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, Any, Protocol
@@ -76,8 +76,11 @@ class Teacher(Protocol):
     def reads(self, context: Context) -> str:
         """All of the context that the answer depends on."""
 
-    def generate(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, contexts: Iterable[Context]) -> Iterator[tuple[int, Answer]]:
         """Answers with their positions in ``contexts``, each once, in any order, as soon as they are known.
+
+        A teacher whose answers are paid for takes a context when it asks about it: contexts that end early end the
+        run, with the calls in flight still answered.
 
         Raises:
             TeacherError: no further answer is to be had; those given before it stand.

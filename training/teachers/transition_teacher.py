@@ -8,7 +8,7 @@ many clicks the coarser estimate is worth. No language model; the same answer wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
@@ -56,7 +56,7 @@ class TransitionTeacher:
     def reads(self, context: Context) -> str:
         return f"{self._split}/{context.session_id}"
 
-    def generate(self, contexts: Sequence[Context]) -> Iterator[tuple[int, Answer]]:
+    def generate(self, contexts: Iterable[Context]) -> Iterator[tuple[int, Answer]]:
         intents = self.predict(np.array([context.row for context in contexts], np.int64))
         for place, intent in enumerate(intents.tolist()):
             known = intent != NONE

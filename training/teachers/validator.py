@@ -12,7 +12,7 @@ from typing import Any, Literal
 from pydantic import Field
 
 from rgalign.config import Config
-from rgalign.schema import Feature, FeatureSchema
+from rgalign.schema import Feature, FeatureSchema, numerical_text
 from rgalign.training.teachers.teacher import Context
 
 MIN_COPIED_CHARS = 4  # a shorter personal value is found in too much text by chance
@@ -118,8 +118,9 @@ def _values(context: Context, feature: Feature, schema: FeatureSchema) -> list[s
         value = context.session.get(part.name)
         values = value if isinstance(value, list) else [value]
         found += values
-        if part.kind != "numerical":
-            vocabulary = schema.vocabulary(part.vocabulary)
-            found += [vocabulary.string(each) for each in values]
+        if part.kind == "numerical":
+            found += [numerical_text(each, part.unit) for each in values]
+        else:
+            found += [schema.vocabulary(part.vocabulary).string(each) for each in values]
     texts = (str(value).strip().lower() for value in found if value is not None)
     return [text for text in texts if len(text) >= MIN_COPIED_CHARS]

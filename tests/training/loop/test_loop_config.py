@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rgalign.config import dump_config, load_config, parse_config
-from rgalign.errors import ConfigError
+from rgalign.errors import ConfigError, ProvenanceError, RgalignError
+from rgalign.files import write_json
 from rgalign.models.loss import LossConfig
 from rgalign.training.loop import readiness
 from rgalign.training.loop.loop import run_loop
@@ -32,10 +33,6 @@ Values = Callable[..., dict[str, Any]]
         ({"stage1": {"model": {"model": "baseline"}}}, "section stage1: .*baseline reads no latent"),
         ({"embed": {"pooling": "mean"}}, "section embed: required pooling ltp"),
         ({"embed": {"pooling": "external"}, "objective": "dpo"}, "section embed: .* received external"),
-        (
-            {"select": {"strategy": "V2"}, "generate": {"teachers": [{"kind": "transition"}]}},
-            "section select: .*a teacher named 'reasoner' .*; received V2 with the teachers transition",
-        ),
     ],
 )
 def test_wrong_keys_are_named_before_anything_runs(loop_values: Values, changes: dict[str, Any], message: str) -> None:
@@ -86,16 +83,28 @@ def test_a_null_over_a_preset_survives_the_file(loop_values: Values, tmp_path: P
     assert read.sft_config(NOWHERE, NOWHERE, NOWHERE).neftune_alpha is None
 
 
-def test_what_this_machine_lacks_is_said_before_anything_runs(
+def test_what_is_missing_is_said_before_anything_runs(
     loop_values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refused(match: str, error: type[RgalignError] = ConfigError, **changes: Any) -> None:
+        with pytest.raises(error, match=match):
+            run_loop(parse_config(LoopConfig, loop_values(**changes), where="loop.yaml"), run)
+
+    run = tmp_path / "run"
     monkeypatch.delenv("NO_KEY", raising=False)
     served = {"kind": "openai", "name": "gpt", "base_url": "http://localhost", "model": "m", "api_key_env": "NO_KEY"}
-    asked = parse_config(LoopConfig, loop_values(generate={"teachers": [served]}), where="loop.yaml")
-    with pytest.raises(ConfigError, match="teacher 'gpt': .*environment variable NO_KEY"):
-        run_loop(asked, tmp_path / "run")
+    refused("teacher 'gpt': .*environment variable NO_KEY", generate={"teachers": [served]})
+    expected = "section select: .*a teacher named 'reasoner' .*; received V2 with the teachers transition"
+    refused(expected, select={"strategy": "V2"}, generate={"teachers": [{"kind": "transition"}]})
+    (tmp_path / "semantic").mkdir()
+    write_json(tmp_path / "semantic" / "semantic.json", {"train": "abc"})
+    refused("semantic: .*trained on clicks", ProvenanceError, semantic=str(tmp_path / "semantic"))
     monkeypatch.setattr(readiness, "find_spec", lambda name: None)
-    sharded = parse_config(LoopConfig, loop_values(alignment={"preset": "paper"}, sft={"zero_stage": 0}), where="l")
-    with pytest.raises(ConfigError, match="section align: .*extra `zero`.*zero_stage 3, and no deepspeed"):
-        run_loop(sharded, tmp_path / "run")
-    assert not (tmp_path / "run").exists()
+    zero = {"alignment": {"preset": "paper", "tuning": "full"}, "sft": {"zero_stage": 0}}
+    refused("section align: .*extra `zero`.*zero_stage 3, and no deepspeed", **zero)
+    assert not run.exists()
+    # A run that goes on is asked again, but for no key once the teachers have answered.
+    (run / "round1/generate").mkdir(parents=True)
+    (run / "round1/generate/done").touch()
+    (run / "config.yaml").touch()
+    refused("section align: .*no deepspeed", generate={"teachers": [served]}, **zero)

@@ -164,6 +164,10 @@ def test_a_sample_does_not_depend_on_the_arm_and_labelled_sessions_are_judged_be
     assert {each.session_id for each in same} == sampled
 
 
+def one_at_a_time(config: JudgeConfig) -> JudgeConfig:
+    return config.model_copy(update={"server": config.server.model_copy(update={"concurrency": 1})})
+
+
 def test_a_server_that_fails_and_a_spent_budget_keep_what_was_answered(
     dataset: Dataset, serve: Serve, replies: SimpleNamespace, tmp_path: Path
 ) -> None:
@@ -171,13 +175,12 @@ def test_a_server_that_fails_and_a_spent_budget_keep_what_was_answered(
     quota = replies.refused(429, "spent", code="insufficient_quota")
     cache = tmp_path / "cache.jsonl"
     with serve(lambda number, body: replies.spoken("1") if number < 2 else quota) as server:
-        config = config_of(server.url)
-        config = config.model_copy(update={"server": config.server.model_copy(update={"concurrency": 1})})
+        config = one_at_a_time(config_of(server.url))
         with pytest.raises(TeacherError, match="judge 'judge' .*insufficient_quota|quota left"):
             judge_intents(config, log, dataset, cache, progress=False)
     assert len(cache.read_text().splitlines()) == 2
     with serve(lambda number, body: replies.spoken("1")) as server:
-        config = config_of(server.url, budget=1e-5)
+        config = one_at_a_time(config_of(server.url, budget=1e-5))
         with pytest.raises(TeacherError, match="a larger budget goes on from here"):
             judge_intents(config, log, dataset, tmp_path / "other.jsonl", progress=False)
     with pytest.raises(DataError, match="sessions with a transcript"):

@@ -16,13 +16,13 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from rgalign.cli import app
-from rgalign.config import load_config, parse_config
+from rgalign.config import dump_config, load_config, parse_config
 from rgalign.data.dataset import Dataset
 from rgalign.errors import ConfigError, ProvenanceError, RewardError
 from rgalign.files import read_json
 from rgalign.training.experiment import run_config
 from rgalign.training.latents import LatentStore
-from rgalign.training.loop import reasoner_steps
+from rgalign.training.loop import readiness, reasoner_steps
 from rgalign.training.loop.status import next_line
 from rgalign.training.ranker_files import load_ranker
 from rgalign.training.ranker_scores import score_split
@@ -187,6 +187,9 @@ def test_other_tables_share_the_steps_and_an_empty_strategy_is_a_row_that_says_s
     assert again.run == []
     with pytest.raises(RewardError, match="required strategy V3 to keep a session; received 36 x no such"):
         list(selection(Workshop(config_of(values), finished), "V3"))  # as tables 2 and 3 ask
+    dump_config(config_of({**values, "select": {**values["select"], "strategy": "V3"}}), finished / "table3.yaml")
+    assert {row.name for row in tables_status(finished)} >= {"V3/select", "table4"}  # a table that stopped is listed
+    (finished / "table3.yaml").unlink()
     assert {row.name for row in tables_status(finished)} >= {"table2", "table4", "V3/select", "V2/seed3/dpo"}
 
     monkeypatch.setattr(reasoner_steps, "select", real)
@@ -295,11 +298,16 @@ def test_configurations_that_cannot_be_are_refused(table_values: Values, changes
         config_of(table_values(**changes))
 
 
-def test_table_4_asks_for_the_reasoner_s_own_queries_first(table_values: Values, tmp_path: Path) -> None:
+def test_what_is_missing_is_said_before_anything_runs(
+    table_values: Values, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     values = table_values(generate={"teachers": [{"kind": "neighbour"}]}, select={"strategy": "V1"})
     with pytest.raises(ConfigError, match="section select: .*a teacher named 'reasoner' .* for V2, V3, V4"):
-        go(4, values, tmp_path / "out", watch := Watch())
-    assert watch.run == []
+        go(4, values, tmp_path / "out", Watch())
+    monkeypatch.setattr(readiness, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError, match="section dpo: .*no deepspeed"):
+        go(2, {**values, "dpo": {"tuning": "full", "zero_stage": 1}}, tmp_path / "out", Watch())
+    assert not (tmp_path / "out").exists()
 
 
 def test_statistics_are_taken_from_the_sessions_that_the_ranker_trained_on(finished: Path) -> None:

@@ -40,7 +40,7 @@ def test_a_failure_is_paid_for_and_not_served(tmp_path: Path) -> None:
         cache.add("a", ANSWER)
     read = AnswerCache(path)
     assert read.answers == {"a": ANSWER}
-    assert read.usage == {"a": Usage(60, 14, pytest.approx(0.251))}
+    assert read.used(["a", "a", "b"]) == Usage(60, 14, pytest.approx(0.251))
     assert len(path.read_text().splitlines()) == 2
 
 

@@ -122,6 +122,22 @@ def test_a_budget_stops_the_run_with_what_is_there_kept(
     assert metrics["cost"] == pytest.approx(30 * distinct)
 
 
+def test_calls_in_flight_when_the_budget_is_spent_are_kept(
+    serve: Any, replies: SimpleNamespace, service: Dataset, tmp_path: Path
+) -> None:
+    with serve(lambda number, body: replies.spoken(QUESTION, delay_s=0.02 * (number % 5))) as server:
+        priced = [openai(server.url, prompt_price=1e6, concurrency=5), {"kind": "transition"}]
+        with pytest.raises(TeacherError, match="at most 100 "):
+            generate(config(service, priced, budget=100.0, max_sessions=60), tmp_path, progress=False)
+        kept = len((tmp_path / "cache" / "gpt.jsonl").read_text().splitlines())
+        assert 4 <= kept == len(server.requests) <= 8
+        # Answers that are there count before any teacher is asked; a log teacher costs nothing.
+        both = [openai(server.url, name="first", prompt_price=1e6), *priced]
+        with pytest.raises(TeacherError, match=f"'first'.*received a cost of {30 * kept} "):
+            generate(config(service, both, budget=30.0 * kept, max_sessions=60), tmp_path, restart=True, progress=False)
+        assert len(server.requests) == kept
+
+
 def test_failures_are_reported_and_asked_again_on_restart(
     serve: Any, replies: SimpleNamespace, service: Dataset, tmp_path: Path
 ) -> None:

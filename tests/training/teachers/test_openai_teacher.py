@@ -134,10 +134,20 @@ def test_retry_after_may_be_a_date(
         (lambda replies: replies.Reply(200, b'{"choices": []}'), "malformed answer"),
         (lambda replies: replies.Reply(200, b'{"choices": [{"message": {"content": 3}}]}'), "malformed answer"),
         (lambda replies: replies.spoken(QUESTION, math.inf), "malformed answer (OverflowError)"),
+        (lambda replies: replies.spoken(QUESTION, 10**400), "malformed answer (OverflowError)"),
         (lambda replies: replies.Reply(200, b"plain", {"Content-Encoding": "gzip"}), "connection lost (DecodingError)"),
         (lambda replies: replies.spoken(QUESTION, delay_s=0.6), "no answer within 0.2 s"),
     ],
-    ids=["500", "cut JSON", "no choices", "content no text", "endless tokens", "no gzip", "too slow"],
+    ids=[
+        "500",
+        "cut JSON",
+        "no choices",
+        "content no text",
+        "endless tokens",
+        "too many tokens",
+        "no gzip",
+        "too slow",
+    ],
 )
 def test_what_may_pass_is_tried_again(
     serve: Any,
