@@ -9,6 +9,7 @@ A key that is given wins over the preset's.
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -159,6 +160,13 @@ class AlignmentConfig(Config):
             required = f"a micro_batch that divides effective_batch {self.effective_batch}"
             raise ConfigError(where="alignment", required=required, received=str(self.micro_batch))
         return self
+
+    def require_deepspeed(self) -> None:
+        """Raises ConfigError: ZeRO, and DeepSpeed is not installed."""
+        if self.zero_stage and find_spec("deepspeed") is None:
+            required = "the extra `zero` (docs/alignment.md), or a preset without ZeRO, such as small_cpu"
+            received = f"preset {self.preset} with zero_stage {self.zero_stage}, and no deepspeed"
+            raise ConfigError(where="alignment", required=required, received=received)
 
     def for_objective(self, objective: Objective) -> AlignmentConfig:
         """With the objective's own defaults where the user gave no value."""

@@ -17,8 +17,8 @@ from accelerate.state import AcceleratorState
 
 from rgalign.config import dump_config
 from rgalign.errors import ConfigError, ProvenanceError
-from rgalign.training.loop.graph import EVALUATE, steps
-from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
+from rgalign.training.loop.graph import steps
+from rgalign.training.loop.loop_config import LoopConfig
 from rgalign.training.loop.readiness import require_ready
 from rgalign.training.loop.step import Step, StepFolder
 
@@ -45,21 +45,19 @@ def run_loop(
         What ``evaluate/out/report.json`` holds, see :func:`~rgalign.training.loop.arms.evaluate_arms`.
 
     Raises:
-        ConfigError, ProvenanceError: several processes, or what
-            :func:`~rgalign.training.loop.readiness.require_ready` misses.
+        ConfigError: several processes.
         ProvenanceError: ``out`` holds something that is no loop's run.
-        RgalignError: from a step. The run stays; the same command goes on once the cause is gone.
+        RgalignError: from a step that cannot run, before any does, or from one that stops. The run stays; the
+            same command goes on once the cause is gone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         required = "one process (a single step may be run by a launcher before, see docs/loop.md)"
         raise ConfigError(where="train all", required=required, received=f"WORLD_SIZE {os.environ['WORLD_SIZE']}")
     root = Path(out).resolve()
     _require_loop(root)
-    if not StepFolder(root / EVALUATE).is_done:
-        generated = [root / f"round{number}/generate" for number in range(1, config.loops + 1)]
-        require_ready(config, [config.select_config(NOWHERE).strategy], generated)
     semantic = None if config.semantic is None else config.semantic.resolve()
     config = config.model_copy(update={"dataset": config.dataset.resolve(), "semantic": semantic})
+    require_ready(steps(config, root), root)
     dump_config(config, root / CONFIG)
     outcomes: dict[str, Any] = {}
     folder = StepFolder(root)

@@ -78,16 +78,12 @@ class LoopConfig(Config):
         self.generate_config(NOWHERE)
         self.reward_config(NOWHERE, NOWHERE)
         self.select_config(NOWHERE)
-        self.alignments()
+        self.sft_config(NOWHERE, NOWHERE, NOWHERE)
+        self.align_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE)
         if self.embed.pooling == "external" or (self.objective == "contrast" and self.embed.pooling != "ltp"):
             required = "pooling ltp, the state that RG-CL moves (or mean or eos with objective: dpo)"
             raise ConfigError(where="section embed", required=required, received=self.embed.pooling)
         return self
-
-    def alignments(self) -> dict[str, AlignmentConfig]:
-        """Section -> what it says of an alignment, without the paths."""
-        paths = (NOWHERE, NOWHERE, NOWHERE)
-        return {"sft": self.sft_config(*paths), "align": self.align_config(*paths, NOWHERE)}
 
     def baseline_config(self, *, seed: int) -> Stage1Config:
         """Its loss is that of stage 1, so that the arms differ in the model alone."""

@@ -1,50 +1,46 @@
-"""What a run would otherwise miss hours later: what its configuration and this machine lack for later steps."""
+"""Which steps a run has done and which are to come, and what those would miss hours later.
+
+A step is ``outdated`` if its settings are not the configuration's any more, or if a step that it reads has another
+outcome by now or is itself not done; ``interrupted`` also while another process runs it, which no file tells apart.
+Datasets and models are not hashed again: running the steps does that.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from importlib.util import find_spec
+import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
-from rgalign.errors import ConfigError
-from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
-from rgalign.training.loop.step import StepFolder
-from rgalign.training.reward.folds import require_untrained
-from rgalign.training.selection.strategies import Strategy
-from rgalign.training.teachers.openai_config import OpenAIConfig
+from rgalign.training.loop.step import State, Step, StepFolder
 
 
-def require_ready(config: LoopConfig, strategies: Sequence[Strategy], generated: Sequence[Path]) -> None:
-    """Asked when a run that is not finished starts or goes on.
+def foreseen(steps: Iterable[Step], root: Path) -> Iterator[tuple[Step, State]]:
+    """Each step with its state, as far as the folders tell."""
+    states: dict[str, State] = {}
+    for step in steps:
+        states[step.name] = _state(step, states, root)
+        yield step, states[step.name]
 
-    Args:
-        strategies: those that will be selected by.
-        generated: the folders of the steps that ask the teachers.
+
+def require_ready(steps: Iterable[Step], root: Path) -> None:
+    """Asks every step that is not done whether it could run.
 
     Raises:
-        ConfigError: a strategy without the teacher that it compares with, a teacher's key that is not in the
-            environment, or ZeRO without DeepSpeed.
-        ProvenanceError: text vectors of the intents that were trained on clicks.
+        RgalignError: what the first of them that could not says.
     """
-    _require_base(config, strategies)
-    require_untrained(config.semantic)
-    if not all(StepFolder(folder).is_done for folder in generated):
-        for teacher in config.generate_config(NOWHERE).teachers:
-            if isinstance(teacher, OpenAIConfig):
-                teacher.api_key()
-    for section, alignment in config.alignments().items():
-        if alignment.zero_stage and find_spec("deepspeed") is None:
-            required = "the extra `zero` (docs/alignment.md), or a preset without ZeRO, such as small_cpu"
-            received = f"preset {alignment.preset} with zero_stage {alignment.zero_stage}, and no deepspeed"
-            raise ConfigError(where=f"section {section}", required=required, received=received)
+    for step, state in foreseen(steps, root):
+        if state != "done":
+            step.ready()
 
 
-def _require_base(config: LoopConfig, strategies: Sequence[Strategy]) -> None:
-    """V2 to V4 compare with the queries of the reasoner itself."""
-    base = config.select_config(NOWHERE).base
-    teachers = [each.name for each in config.generate_config(NOWHERE).teachers]
-    compared = ", ".join(strategy for strategy in strategies if strategy != "V1")
-    if compared and base not in teachers:
-        required = f"strategy V1, or a teacher named {base!r} (kind: reasoner) for {compared}"
-        received = f"{compared} with the teachers {', '.join(teachers)}"
-        raise ConfigError(where="section select", required=required, received=received)
+def _state(step: Step, states: dict[str, State], root: Path) -> State:
+    folder = StepFolder(root / step.name)
+    recorded = folder.recorded()
+    if recorded is None:
+        return "to do"
+    if recorded["settings"] != json.loads(json.dumps(dict(step.settings))):
+        return "outdated"
+    for name in step.after:
+        if states[name] != "done" or StepFolder(root / name).outcome() != recorded["steps"].get(name):
+            return "outdated"
+    return "done" if folder.is_done else "interrupted"

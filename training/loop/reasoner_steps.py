@@ -20,6 +20,7 @@ from rgalign.training.latents import LatentStore
 from rgalign.training.loop.loop_config import LoopConfig
 from rgalign.training.loop.outside_files import dataset_hashes
 from rgalign.training.loop.step import OnStep, Step
+from rgalign.training.reward.folds import require_untrained
 from rgalign.training.reward.reward import reward
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.reward.rewards_file import FILE as REWARDS
@@ -93,8 +94,7 @@ def encoder_hash(config: EmbedConfig) -> dict[str, str]:
 
 
 def generate_step(name: str, config: GenerateConfig, after: tuple[str, ...], *, progress: bool) -> Step:
-    """Its parts, the teachers' answers, are addressed by prompt, model and parameters: none that
-    there is is ever asked for again."""
+    """Its parts, the teachers' answers, are kept: they are addressed by prompt, model and parameters."""
     return Step(
         name=name,
         config=config,
@@ -106,6 +106,7 @@ def generate_step(name: str, config: GenerateConfig, after: tuple[str, ...], *, 
             "priority": read_json(out / METRICS)["priority"],
         },
         files=lambda: {**dataset_hashes(config.dataset), **teacher_models(config)},
+        ready=config.require_keys,
         parts_of=(),
     )
 
@@ -129,6 +130,7 @@ def reward_step(name: str, loop: LoopConfig, config: RewardConfig, after: tuple[
         run=lambda out, on_step: reward(config, out, restart=True, progress=progress),
         outcome=lambda out: {"rewards": sha256_file(out / REWARDS), **_named(out / METRICS, ("placement", "priority"))},
         files=lambda: dataset_hashes(loop.dataset),
+        ready=lambda: require_untrained(loop.semantic),
         parts_of=after[1:],
     )
 
@@ -138,7 +140,8 @@ def _named(file: Path, names: tuple[str, ...]) -> dict[str, Any]:
     return {name: values[name] for name in names}
 
 
-def select_step(name: str, config: SelectConfig, after: tuple[str, ...]) -> Step:
+def select_step(name: str, config: SelectConfig, generated: GenerateConfig, after: tuple[str, ...]) -> Step:
+    """Args: generated: whose candidates it chooses among."""
     return Step(
         name=name,
         config=config,
@@ -146,6 +149,7 @@ def select_step(name: str, config: SelectConfig, after: tuple[str, ...]) -> Step
         after=after,
         run=lambda out, on_step: select(config, out),
         outcome=lambda out: read_json(out / SUMMARY)["sha256"],
+        ready=lambda: config.require_base([each.name for each in generated.teachers]),
     )
 
 
@@ -158,5 +162,6 @@ def align_step(name: str, objective: Objective, config: AlignmentConfig, after: 
         after=after,
         run=lambda out, on_step: align(objective, config, out, on_step=on_step),
         outcome=lambda out: model_fingerprint(str(out / MODEL)),
+        ready=config.require_deepspeed,
         files=lambda: dataset_hashes(config.dataset),
     )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from rgalign.errors import ProvenanceError
 from rgalign.training.loop.graph import steps
 from rgalign.training.loop.loop import CONFIG
 from rgalign.training.loop.loop_config import LoopConfig
+from rgalign.training.loop.readiness import foreseen
 from rgalign.training.loop.step import State, Step, StepFolder
 
 
@@ -29,11 +29,7 @@ class StepStatus:
 
 
 def loop_status(root: Path) -> list[StepStatus]:
-    """Every step of the run in order; rounds that a verdict may yet begin or end are all there.
-
-    A step is ``outdated`` if its settings are not the configuration's any more, or if a step that it reads has another
-    outcome by now or is itself not done; ``interrupted`` also while another process runs it, which no file tells apart.
-    The dataset and the models are not hashed again: ``train all`` does that.
+    """Every step of the run in order; rounds that a verdict may yet begin or end are all there. States: readiness.py.
 
     Raises:
         ProvenanceError: no loop's run.
@@ -42,24 +38,13 @@ def loop_status(root: Path) -> list[StepStatus]:
     if not (root / CONFIG).is_file():
         required = "the run directory of `rgalign train all`"
         raise ProvenanceError(where=str(root), required=required, received=f"no {CONFIG}")
-    found: dict[str, StepStatus] = {}
-    for step in steps(load_config(LoopConfig, root / CONFIG), root):
-        folder = StepFolder(root / step.name)
-        state = _state(step, folder, found, root)
-        found[step.name] = StepStatus(step.name, state, folder.seconds, _size(folder.path))
-    return list(found.values())
+    loop = load_config(LoopConfig, root / CONFIG)
+    return [step_status(step, state, root) for step, state in foreseen(steps(loop, root), root)]
 
 
-def _state(step: Step, folder: StepFolder, found: dict[str, StepStatus], root: Path) -> State:
-    recorded = folder.recorded()
-    if recorded is None:
-        return "to do"
-    if recorded["settings"] != json.loads(json.dumps(dict(step.settings))):
-        return "outdated"
-    for name in step.after:
-        if found[name].state != "done" or StepFolder(root / name).outcome() != recorded["steps"].get(name):
-            return "outdated"
-    return "done" if folder.is_done else "interrupted"
+def step_status(step: Step, state: State, root: Path) -> StepStatus:
+    folder = StepFolder(root / step.name)
+    return StepStatus(step.name, state, folder.seconds, _size(folder.path))
 
 
 def _size(path: Path) -> int:

@@ -42,6 +42,7 @@ class Step:
         run: writes ``out`` and returns what there is to say of it; called again after an interruption.
         outcome: identifies by content what later steps read of ``out``.
         files: hashes of what it reads from outside the run; reads the disk.
+        ready: raises what ``run`` would stop at for want of something that no earlier step makes.
         parts_of: None: ``out`` is thrown away when inputs change. Else ``out`` has parts addressed by what they are
             made of, which only a change of these steps' outcomes makes useless.
     """
@@ -53,6 +54,7 @@ class Step:
     run: Callable[[Path, OnStep | None], Mapping[str, Any]]
     outcome: Callable[[Path], Any]
     files: Callable[[], Mapping[str, Any]] = field(default=dict)
+    ready: Callable[[], None] = lambda: None
     parts_of: tuple[str, ...] | None = None
 
 

@@ -64,10 +64,11 @@ def reward(config: RewardConfig, out: Path, *, restart: bool = False, progress: 
     stage1 = _stage1(config, template)
     dataset = Dataset.open(stage1.dataset)
     template.require_dataset(dataset)
-    require_untrained(stage1.semantic)
     candidates = read_kept(config.candidates)
     split = _require_same_sessions(config, dataset)
     run = RunDirectory(out)
+    if not run.is_done:
+        require_untrained(stage1.semantic)
     identity = {
         "format": 1,
         "config": config.identity(),

@@ -122,9 +122,7 @@ def select(config: SelectConfig, out: Path) -> dict[str, Any]:
 
 def _priority(config: SelectConfig, teachers: list[str]) -> tuple[str, ...]:
     """All teachers in order; configured ones first check that they are the teachers there are."""
-    if config.base not in teachers and config.strategy != "V1":
-        required = f"one of the teachers {', '.join(teachers)}"
-        raise ConfigError(where="base", required=required, received=repr(config.base))
+    config.require_base(teachers)
     if config.priority is None:
         return tuple(teachers)
     if sorted(config.priority) != sorted(teachers):

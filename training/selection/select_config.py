@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
 from rgalign.config import Config
+from rgalign.errors import ConfigError
 from rgalign.training.selection.strategies import Strategy, TieBreak
 
 
@@ -30,6 +32,17 @@ class SelectConfig(Config):
     min_reward: float = Field(default=0.0, ge=0, le=1)
     max_rejected: int = Field(default=3, ge=1)
     examples: int = Field(default=20, ge=0)
+
+    def require_base(self, teachers: Sequence[str]) -> None:
+        """V2 to V4 compare with the base's queries.
+
+        Raises:
+            ConfigError: it is none of the teachers.
+        """
+        if self.strategy != "V1" and self.base not in teachers:
+            required = f"strategy V1, or a teacher named {self.base!r} (kind: reasoner)"
+            received = f"{self.strategy} with the teachers {', '.join(teachers)}"
+            raise ConfigError(where="section select", required=required, received=received)
 
     def identity(self) -> dict[str, Any]:
         return self.model_dump(mode="json", exclude={"rewards"})

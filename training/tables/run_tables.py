@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from accelerate.state import AcceleratorState
 
 from rgalign.config import dump_config
-from rgalign.errors import ConfigError, ProvenanceError
+from rgalign.errors import ConfigError, ProvenanceError, RewardError
 from rgalign.files import read_json
 from rgalign.training.loop.graph import EMBED
 from rgalign.training.loop.loop import Announce, OnLoopStep, step_inputs
@@ -25,8 +26,8 @@ from rgalign.training.loop.readiness import require_ready
 from rgalign.training.loop.step import OUT, Step, StepFolder
 from rgalign.training.tables.measure import measure_step
 from rgalign.training.tables.row import TablePlan
-from rgalign.training.tables.shared_steps import GENERATE, Workshop
-from rgalign.training.tables.table2 import strategy_of, table2_plan, table2_steps
+from rgalign.training.tables.shared_steps import Workshop
+from rgalign.training.tables.table2 import table2_plan, table2_steps
 from rgalign.training.tables.table3 import table3_plan, table3_steps
 from rgalign.training.tables.table4 import table4_plan, table4_steps
 from rgalign.training.tables.table_step import JSON, Table, table_name, table_step
@@ -75,23 +76,23 @@ def run_table(
         What ``out/table<number>/out/table.json`` holds.
 
     Raises:
-        ConfigError, ProvenanceError: several processes, or what
-            :func:`~rgalign.training.loop.readiness.require_ready` misses.
+        ConfigError: several processes.
         ProvenanceError: ``out`` holds something that is no tables' directory.
-        RgalignError: from a step. The directory stays; the same command goes on once the cause is gone.
+        RgalignError: from a step that cannot run, before any does, or from one that stops. The directory
+            stays; the same command goes on once the cause is gone.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         required = "one process (a single alignment may be run by a launcher before, see docs/loop.md)"
         raise ConfigError(where="tables", required=required, received=f"WORLD_SIZE {os.environ['WORLD_SIZE']}")
     root = Path(out).resolve()
     require_tables(root)
-    if not StepFolder(root / table_name(number)).is_done:
-        strategies = config.strategies if number == 4 else (strategy_of(config),)
-        require_ready(config, strategies, [root / GENERATE])
     semantic = None if config.semantic is None else config.semantic.resolve()
     config = config.model_copy(update={"dataset": config.dataset.resolve(), "semantic": semantic})
+    shop = Workshop(config, root, progress)
+    with suppress(RewardError):  # a selection that was empty: only its step knows whether it still is
+        require_ready(table_steps(number, shop), root)
     dump_config(config, root / config_name(number))
-    run_steps(table_steps(number, Workshop(config, root, progress)), root, announce=announce, on_step=on_step)
+    run_steps(table_steps(number, shop), root, announce=announce, on_step=on_step)
     table: Table = read_json(root / table_name(number) / OUT / JSON)
     return table
 

@@ -10,7 +10,7 @@ A generator yields a step when its turn has come; whoever drives it completes th
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -75,7 +75,8 @@ def selection(shop: Workshop, strategy: Strategy, *, may_be_empty: bool = False)
         RewardError: nothing was kept when another table asked, for which that is an outcome.
     """
     config = shop.config.model_copy(update={"select": {**shop.config.select, "strategy": strategy}})
-    chosen = select_step(select_name(strategy), config.select_config(shop.out(REWARD)), (REWARD,))
+    asked = config.generate_config(shop.out(EMBED))
+    chosen = select_step(select_name(strategy), config.select_config(shop.out(REWARD)), asked, (REWARD,))
     yield _or_empty(chosen) if may_be_empty else chosen
     if not may_be_empty and (why := why_empty(shop, strategy)):
         raise RewardError(where="selection", required=f"strategy {strategy} to keep a session", received=why)
@@ -105,7 +106,7 @@ def _or_empty(chosen: Step) -> Step:
     def outcome(out: Path) -> Any:
         return "empty" if (out / EMPTY).is_file() else chosen.outcome(out)
 
-    return Step(chosen.name, chosen.config, chosen.settings, chosen.after, run, outcome, chosen.files, chosen.parts_of)
+    return replace(chosen, run=run, outcome=outcome)
 
 
 def aligned(shop: Workshop, strategy: Strategy, seed: int, stage2: Stage2) -> Iterator[Step]:

@@ -47,7 +47,8 @@ class JudgeConfig(Config):
         max_chars: of a transcript; what follows is cut.
         max_sessions: judged in each experiment, drawn by a hash of their ids; None: all that have a transcript.
             Sessions with a human label are judged besides, for the agreement alone.
-        budget: the run stops when answers have cost so much, with what is there kept.
+        budget: of each experiment; no further transcript is asked about when its answers, former ones too, have cost
+            so much.
         min_kappa: least lower limit of the agreement with human labels at which IHR is concluded from.
     """
 

@@ -63,11 +63,8 @@ class TablesConfig(LoopConfig):
             raise ConfigError(where="section pooled", required=required, received=repr(sorted(fixed)[0]))
         for pooling in self.poolings:
             self.pooled_embedding(pooling)
-        self.alignments()
+        self.dpo_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE)
         return self
-
-    def alignments(self) -> dict[str, AlignmentConfig]:
-        return {**super().alignments(), "dpo": self.dpo_config(NOWHERE, NOWHERE, NOWHERE, NOWHERE)}
 
     def pooled_embedding(self, pooling: str) -> EmbedConfig:
         """As ``embed``, where the backend has this pooling; the definition has them all."""

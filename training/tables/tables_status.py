@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
 from pathlib import Path
 
 from rgalign.config import load_config
 from rgalign.errors import ProvenanceError, RewardError
-from rgalign.training.loop.status import StepStatus, _size, _state
-from rgalign.training.loop.step import StepFolder
+from rgalign.training.loop.readiness import foreseen
+from rgalign.training.loop.status import StepStatus, step_status
 from rgalign.training.tables.run_tables import NUMBERS, config_name, is_tables, table_steps
 from rgalign.training.tables.shared_steps import Workshop
 from rgalign.training.tables.table5 import table5_steps
 from rgalign.training.tables.table5_config import Table5Config
+from rgalign.training.tables.table_step import table_name
 from rgalign.training.tables.tables_config import TablesConfig
 
 
@@ -37,9 +37,8 @@ def tables_status(root: Path) -> list[StepStatus]:
             steps = table5_steps(load_config(Table5Config, file), root)
         else:
             steps = table_steps(number, Workshop(load_config(TablesConfig, file), root))
-        with suppress(RewardError):  # an empty selection: no step of this table can follow
-            for step in steps:
-                folder = StepFolder(root / step.name)
-                state = _state(step, folder, found, root)
-                found[step.name] = StepStatus(step.name, state, folder.seconds, _size(folder.path))
+        try:
+            found |= {step.name: step_status(step, state, root) for step, state in foreseen(steps, root)}
+        except RewardError:  # an empty selection: what follows it cannot be known, but the table is not done
+            found[table_name(number)] = StepStatus(table_name(number), "to do", 0.0, 0)
     return list(found.values())

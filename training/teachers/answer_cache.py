@@ -106,7 +106,7 @@ class AnswerCache:
 
     def used(self, keys: Iterable[str]) -> Usage:
         """What asking about ``keys`` has taken so far, each counted once."""
-        return sum((self._usage[key] for key in set(keys) if key in self._usage), Usage())
+        return sum((self._usage[key] for key in dict.fromkeys(keys) if key in self._usage), Usage())
 
     def _sync(self) -> None:
         self._file.flush()

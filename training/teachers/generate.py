@@ -30,7 +30,7 @@ from rgalign.training.latents import LatentStore
 from rgalign.training.run_directory import RunDirectory
 from rgalign.training.teachers.answer_cache import AnswerCache, Usage, answer_key
 from rgalign.training.teachers.candidates_file import FILE, Candidate, write_candidates
-from rgalign.training.teachers.generate_config import GenerateConfig, build_teacher
+from rgalign.training.teachers.generate_config import GenerateConfig, TeacherConfig, build_teacher
 from rgalign.training.teachers.leak_check import VERBATIM, is_verbatim, leak_report, visible_text
 from rgalign.training.teachers.openai_config import OpenAIConfig
 from rgalign.training.teachers.step_run import open_step
@@ -73,7 +73,7 @@ def generate(config: GenerateConfig, out: Path, *, restart: bool = False, progre
         teacher = build_teacher(each, config, dataset)
         others = sum(used.cost for name, used in usage.items() if name != teacher.name)
         cache = _cache(config, teacher.name, out)
-        budget = config.budget if isinstance(each, OpenAIConfig) else None  # the others cost nothing
+        budget = config.budget if _is_paid(each) else None
         asked = ask(teacher, contexts, cache, budget=budget, spent_by_others=others, progress=progress)
         usage[teacher.name] = asked.usage
         judged = judge(teacher, contexts, asked.answers, titles, dataset, config)
@@ -120,13 +120,17 @@ def _cache(config: GenerateConfig, teacher: str, out: Path) -> AnswerCache:
 
 
 def _paid_before(config: GenerateConfig, dataset: Dataset, contexts: list[Context], out: Path) -> dict[str, Usage]:
-    """What the answers that are there have cost, of the teachers that cost something: known before any is asked."""
+    """What the answers that are there have cost, where there is a budget: known before any teacher is asked."""
     usage = {}
     for each in config.teachers:
-        if isinstance(each, OpenAIConfig):
+        if config.budget is not None and _is_paid(each):
             questions = _questions(build_teacher(each, config, dataset), contexts)
             usage[each.name] = _cache(config, each.name, out).used(questions)
     return usage
+
+
+def _is_paid(teacher: TeacherConfig) -> bool:
+    return isinstance(teacher, OpenAIConfig) and teacher.prompt_price + teacher.completion_price > 0
 
 
 def _questions(teacher: Teacher, contexts: list[Context]) -> list[str]:
@@ -185,7 +189,8 @@ def ask(
             left -= 1
             bar.advance(task)
     if left:
-        required = f"answers for at most {budget:g} (a larger budget goes on from here)"
+        limit = "an answer to each question" if budget is None else f"answers for at most {budget:g}"
+        required = f"{limit} (a larger budget goes on from here)" if budget else limit
         received = f"a cost of {spent:g} with {left} questions left"
         raise TeacherError(where=f"teacher {teacher.name!r}", required=required, received=received)
     answers = [cache.answers.get(key) or failures[key] for key in keys]

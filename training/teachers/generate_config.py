@@ -69,6 +69,12 @@ class GenerateConfig(Config):
             raise ValueError("the teacher of kind reasoner needs latents: what made them is the reasoner")
         return self
 
+    def require_keys(self) -> None:
+        """Raises ConfigError: a teacher's key is not in the environment."""
+        for each in self.teachers:
+            if isinstance(each, OpenAIConfig):
+                each.api_key()
+
     def identity(self) -> dict[str, Any]:
         """What a run must agree on, besides the content of its files, to be the same run."""
         values = self.model_dump(mode="json", exclude={"dataset", "latents", "cache", "budget", "teachers"})

@@ -119,7 +119,7 @@ def _values(context: Context, feature: Feature, schema: FeatureSchema) -> list[s
         values = value if isinstance(value, list) else [value]
         found += values
         if part.kind == "numerical":
-            found += [numerical_text(each, part.unit) for each in values]
+            found += [numerical_text(each, None) for each in values]  # as 12 where the log has 12.0
         else:
             found += [schema.vocabulary(part.vocabulary).string(each) for each in values]
     texts = (str(value).strip().lower() for value in found if value is not None)

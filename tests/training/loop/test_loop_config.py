@@ -10,7 +10,7 @@ from rgalign.config import dump_config, load_config, parse_config
 from rgalign.errors import ConfigError, ProvenanceError, RgalignError
 from rgalign.files import write_json
 from rgalign.models.loss import LossConfig
-from rgalign.training.loop import readiness
+from rgalign.training.alignment import alignment_config
 from rgalign.training.loop.loop import run_loop
 from rgalign.training.loop.loop_config import NOWHERE, LoopConfig
 
@@ -99,12 +99,7 @@ def test_what_is_missing_is_said_before_anything_runs(
     (tmp_path / "semantic").mkdir()
     write_json(tmp_path / "semantic" / "semantic.json", {"train": "abc"})
     refused("semantic: .*trained on clicks", ProvenanceError, semantic=str(tmp_path / "semantic"))
-    monkeypatch.setattr(readiness, "find_spec", lambda name: None)
+    monkeypatch.setattr(alignment_config, "find_spec", lambda name: None)
     zero = {"alignment": {"preset": "paper", "tuning": "full"}, "sft": {"zero_stage": 0}}
-    refused("section align: .*extra `zero`.*zero_stage 3, and no deepspeed", **zero)
+    refused("alignment: .*extra `zero`.*zero_stage 3, and no deepspeed", **zero)
     assert not run.exists()
-    # A run that goes on is asked again, but for no key once the teachers have answered.
-    (run / "round1/generate").mkdir(parents=True)
-    (run / "round1/generate/done").touch()
-    (run / "config.yaml").touch()
-    refused("section align: .*no deepspeed", generate={"teachers": [served]}, **zero)

@@ -196,7 +196,9 @@ def test_a_full_disk_leaves_the_former_selection(
 
 def test_teachers_that_there_are_not(judged: Callable[[Rewards], Path], tmp_path: Path) -> None:
     run = judged(MIXED)
-    with pytest.raises(ConfigError, match="base: required one of the teachers compass, gemini, reasoner"):
+    with pytest.raises(
+        ConfigError, match="a teacher named .*; received V2 with the teachers compass, gemini, reasoner"
+    ):
         select(config(run, base="qwen"), tmp_path / "out")
     with pytest.raises(ConfigError, match="priority: required each of compass, gemini, reasoner once"):
         select(config(run, priority=("compass", "gemini")), tmp_path / "out")

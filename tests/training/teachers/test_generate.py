@@ -114,7 +114,7 @@ def test_a_budget_stops_the_run_with_what_is_there_kept(
         warmer = [openai(server.url, prompt_price=1e6, temperature=1.0)]
         with pytest.raises(TeacherError, match="'gpt'.*at most 60 .*received a cost of 60 with"):
             generate(config(service, warmer, budget=60.0, **shared), tmp_path / "warmer", progress=False)
-        both = [*priced, openai(server.url, name="other")]
+        both = [*priced, openai(server.url, name="other", prompt_price=1e6)]
         with pytest.raises(
             TeacherError, match=f"'other'.*at most {30 * distinct} .*received a cost of {30 * distinct}"
         ):
@@ -132,7 +132,7 @@ def test_calls_in_flight_when_the_budget_is_spent_are_kept(
         kept = len((tmp_path / "cache" / "gpt.jsonl").read_text().splitlines())
         assert 4 <= kept == len(server.requests) <= 8
         # Answers that are there count before any teacher is asked; a log teacher costs nothing.
-        both = [openai(server.url, name="first", prompt_price=1e6), *priced]
+        both = [priced[1], openai(server.url, name="first", prompt_price=1e6), priced[0]]
         with pytest.raises(TeacherError, match=f"'first'.*received a cost of {30 * kept} "):
             generate(config(service, both, budget=30.0 * kept, max_sessions=60), tmp_path, restart=True, progress=False)
         assert len(server.requests) == kept
