@@ -22,7 +22,7 @@ _TOLD = re.compile(
 
 
 @contextmanager
-def room_on_disk(where: Path | str) -> Iterator[None]:
+def room_on_disk(where: Path) -> Iterator[None]:
     """Raises DataError in place of what a writer raises on a full disk or quota; every other error passes."""
     try:
         yield

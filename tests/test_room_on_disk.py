@@ -45,14 +45,14 @@ def limited() -> Iterator[None]:
 )
 def test_every_writer_s_full_disk_is_one_error(tmp_path: Path, write: Callable[[Path], object]) -> None:
     with pytest.raises(DataError, match=r"^here: required room to write") as error:
-        with room_on_disk("elsewhere"), room_on_disk("here"), limited():
+        with room_on_disk(Path("elsewhere")), room_on_disk(Path("here")), limited():
             write(tmp_path / "file.npy")
     assert str(error.value).count("room to write") == 1
 
 
 @pytest.mark.parametrize("error", [OSError(5, "Input/output error"), RuntimeError("mat1 and mat2"), KeyError("a")])
 def test_other_errors_pass(error: Exception) -> None:
-    with pytest.raises(type(error)) as found, room_on_disk("here"):
+    with pytest.raises(type(error)) as found, room_on_disk(Path("here")):
         raise error
     assert found.value is error
     assert not isinstance(found.value, RgalignError)

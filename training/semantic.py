@@ -49,10 +49,15 @@ def read_provenance(directory: Path) -> dict[str, Any]:
     return values
 
 
-def trained_on(directory: Path) -> str | None:
-    """Fingerprint of the training split whose clicks the vectors learned from; None: of none."""
-    found: str | None = read_provenance(directory).get("train")
-    return found
+def require_untrained(directory: Path | None) -> None:
+    """Refuses vectors that have seen clicks where a ranker must not have: in cross-fitting.
+
+    Raises:
+        ProvenanceError: they were trained on a split's clicks.
+    """
+    if directory is not None and "train" in read_provenance(directory):
+        required = "text vectors that learned from no click (train hllm --set tune=none), as every fold reads them"
+        raise ProvenanceError(where=str(directory), required=required, received="vectors trained on clicks")
 
 
 def load_semantic(directory: Path, catalog: IntentCatalog) -> Tensor:

@@ -20,13 +20,13 @@ from rgalign.training.latents import LatentStore
 from rgalign.training.loop.loop_config import LoopConfig
 from rgalign.training.loop.outside_files import dataset_hashes
 from rgalign.training.loop.step import OnStep, Step
-from rgalign.training.reward.folds import require_untrained
 from rgalign.training.reward.reward import reward
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.reward.rewards_file import FILE as REWARDS
 from rgalign.training.run_directory import METRICS
 from rgalign.training.selection.preferences import SUMMARY, select
 from rgalign.training.selection.select_config import SelectConfig
+from rgalign.training.semantic import require_untrained
 from rgalign.training.teachers.candidates_file import FILE as CANDIDATES
 from rgalign.training.teachers.generate import generate
 from rgalign.training.teachers.generate_config import GenerateConfig

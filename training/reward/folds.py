@@ -24,7 +24,6 @@ from rgalign.errors import DataError, ProvenanceError
 from rgalign.files import sha256_json
 from rgalign.training.latents import LatentStore
 from rgalign.training.ranker_files import LoadedRanker
-from rgalign.training.semantic import trained_on
 from rgalign.training.stage1 import load_ranker, train_stage1
 from rgalign.training.stage1_config import Stage1Config
 
@@ -109,10 +108,3 @@ class RewardFolds:
             required = "sessions whose clicks the ranker has not seen"
             received = f"{len(seen)} of its training sessions, such as {min(seen)!r}"
             raise ProvenanceError(where=f"reward ranker of fold {fold}", required=required, received=received)
-
-
-def require_untrained(semantic: Path | None) -> None:
-    """Raises ProvenanceError: text vectors of the intents that were trained on clicks, those of every fold."""
-    if semantic is not None and trained_on(semantic) is not None:
-        required = "text vectors that learned from no click (train hllm --set tune=none), as every fold reads them"
-        raise ProvenanceError(where=str(semantic), required=required, received="vectors trained on clicks")

@@ -30,7 +30,7 @@ from rgalign.training.experiment import run_config
 from rgalign.training.ranker_files import LoadedRanker, load_ranker
 from rgalign.training.reward.candidate_latents import CandidateEmbedder
 from rgalign.training.reward.candidate_prompts import PLACEMENTS, CandidatePrompts, Placement
-from rgalign.training.reward.folds import RewardFolds, fold_column, require_untrained
+from rgalign.training.reward.folds import RewardFolds, fold_column
 from rgalign.training.reward.gate import GateSessions, pass_gate
 from rgalign.training.reward.reward_config import RewardConfig
 from rgalign.training.reward.reward_model import RewardModel
@@ -43,6 +43,7 @@ from rgalign.training.reward.reward_statistics import (
 )
 from rgalign.training.reward.rewards_file import FILE, LATENTS, write_rewards
 from rgalign.training.run_directory import RunDirectory
+from rgalign.training.semantic import require_untrained
 from rgalign.training.stage1_config import Stage1Config
 from rgalign.training.teachers.candidates_file import FILE as CANDIDATES
 from rgalign.training.teachers.candidates_file import read_kept

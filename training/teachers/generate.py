@@ -189,8 +189,8 @@ def ask(
             left -= 1
             bar.advance(task)
     if left:
-        limit = "an answer to each question" if budget is None else f"answers for at most {budget:g}"
-        required = f"{limit} (a larger budget goes on from here)" if budget else limit
+        assert budget is not None, "a teacher answers every context that it takes"
+        required = f"answers for at most {budget:g} (a larger budget goes on from here)"
         received = f"a cost of {spent:g} with {left} questions left"
         raise TeacherError(where=f"teacher {teacher.name!r}", required=required, received=received)
     answers = [cache.answers.get(key) or failures[key] for key in keys]

@@ -13,8 +13,8 @@ import torch
 from rgalign.data.dataset import Dataset
 from rgalign.errors import DataError, ProvenanceError
 from rgalign.training.latents import LatentStore
-from rgalign.training.reward.folds import FoldBy, RewardFolds, fold_column, fold_of, require_untrained
-from rgalign.training.semantic import write_semantic
+from rgalign.training.reward.folds import FoldBy, RewardFolds, fold_column, fold_of
+from rgalign.training.semantic import require_untrained, write_semantic
 
 
 def columns(dataset: Dataset, split: str, name: str) -> list[str]:

@@ -7,7 +7,7 @@ from datetime import datetime
 import pytest
 
 from rgalign.intents import IntentCatalog
-from rgalign.schema import CategoricalFeature, FeatureSchema, SequenceFeature
+from rgalign.schema import CategoricalFeature, FeatureSchema, NumericalFeature, SequenceFeature
 from rgalign.training.teachers.teacher import Context
 from rgalign.training.teachers.validator import ValidatorConfig, cleaned, fault, num_words
 
@@ -18,6 +18,7 @@ SCHEMA = FeatureSchema(
         CategoricalFeature(name="street", dimension="profile", vocabulary="streets", pii=True),
         SequenceFeature(name="names", dimension="profile", vocabulary="streets", pii=True, max_length=3),
         CategoricalFeature(name="city", dimension="profile", vocabulary="streets"),
+        NumericalFeature(name="zip", dimension="profile", pii=True),
     ),
     vocabularies={"streets": {"Chestnut Street": "Green House"}},
 ).bind(IntentCatalog(("i",), ("title",), ("",)))
@@ -31,6 +32,7 @@ CONTEXT = Context(
         "street": "Chestnut Street",
         "names": ["Jo", "Rosalind"],
         "city": "Boston",
+        "zip": 21300.0,
     },
 )
 
@@ -74,6 +76,7 @@ def test_usable(text: str) -> None:
         ("Is the address 10.0.0.17 one of yours?", "an IP address"),
         ("When is the trash in chestnut street collected?", "copies personal feature street"),
         ("Does Rosalind still have a parcel on its way?", "copies personal feature names"),
+        ("Do you collect the trash in 21300 on holidays?", "copies personal feature zip"),
         ("Can you send it to Green House by the river?", "copies personal feature street"),  # as a prompt says it
     ],
 )
