@@ -117,7 +117,7 @@ class _Alignment:
         if policy.states is not None:
             _fill_states(inputs, policy, trained + held_out)
         trainer = build_trainer(inputs, policy, arguments, trained, held_out)
-        return cls(inputs, run, policy, trainer, len(trained), len(held_out))
+        return cls(inputs, run, policy, trainer, inputs.num_sessions(trained), inputs.num_sessions(held_out))
 
     def train(self, on_step: OnStep | None) -> None:
         from transformers import PrinterCallback

@@ -68,6 +68,9 @@ class AlignmentInputs:
         }
         return cls(config, objective, dataset, embedding, preferences, reference, identity)
 
+    def num_sessions(self, rows: list[TokenisedSession]) -> int:
+        return len({self.preferences.items[each.row].session_id for each in rows})
+
     def sessions(self) -> tuple[list[TokenisedSession], list[TokenisedSession]]:
         """Training and held-out sessions.
 
@@ -113,13 +116,14 @@ class AlignmentInputs:
         return ContrastTargets(targets, latents, items, rows, config.contrast, seed=config.seed)
 
     def _held_out(self, sessions: list[TokenisedSession]) -> set[int]:
-        """Rows chosen by a hash of the session's id: the same for every objective and seed."""
-        if not self.config.held_out or len(sessions) < 2:
+        """Rows of sessions chosen by a hash of their ids: the same for every objective and seed."""
+        name = {session.row: self.preferences.items[session.row].session_id for session in sessions}
+        names = sorted(set(name.values()), key=_draw)
+        if not self.config.held_out or len(names) < 2:
             return set()
-        items = self.preferences.items
-        keyed = sorted((_draw(items[session.row].session_id), session.row) for session in sessions)
-        count = max(1, round(self.config.held_out * len(sessions)))
-        return {row for _, row in keyed[: min(count, self.config.max_held_out)]}
+        count = max(1, round(self.config.held_out * len(names)))
+        apart = set(names[: min(count, self.config.max_held_out)])
+        return {row for row in name if name[row] in apart}
 
 
 def _draw(session_id: str) -> int:

@@ -52,6 +52,7 @@ class ContrastTargets:
         self.targets = self.target_space(given)
         texts = {text: number for number, text in enumerate(dict.fromkeys(item.chosen for item in items))}
         self.text = torch.tensor([texts[item.chosen] for item in items])
+        self.session = torch.tensor([item.split_row for item in items])
         self.clicked = _table([item.clicked for item in items])
         size = min(config.bank, len(trained))
         drawn = np.random.default_rng(seed).choice(np.asarray(trained), size, replace=False)
@@ -81,13 +82,14 @@ class ContrastTargets:
         )
 
     def masked(self, rows: Tensor, others: Tensor) -> Tensor:
-        """[B, S] True where the other session asks the same: equal text, a shared click, or nearly equal targets."""
+        """[B, S] True where the other asks the same: its own session, equal text, a shared click, or near targets."""
+        same_session = self.session[rows][:, None] == self.session[others][None, :]
         same_text = self.text[rows][:, None] == self.text[others][None, :]
         ours, theirs = self.clicked[rows][:, None, :, None], self.clicked[others][None, :, None, :]
         same_click = ((ours == theirs) & (ours != NO_INTENT)).any(dim=3).any(dim=2)
         left, right = (functional.normalize(self.targets[which], dim=-1) for which in (rows, others))
         near = left @ right.T > self.config.false_negative_cosine
-        return same_text | same_click | near
+        return same_session | same_text | same_click | near
 
 
 def _table(lists: Sequence[Sequence[int]]) -> Tensor:

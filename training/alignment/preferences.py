@@ -1,4 +1,4 @@
-"""Reads a selection: the preferred query of each session, the strictly worse ones, and the target e+ of RG-CL."""
+"""Reads a selection: the chosen queries of its sessions, the strictly worse ones, and the target e+ of RG-CL."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ COLUMNS = ("session_id", "chosen", "chosen_reward", "rejected", "rejected_reward
 
 @dataclass(frozen=True)
 class Preference:
-    """One session.
+    """One chosen query of a session; a selection by V4 may have two of one.
 
     Args:
-        row: the session's row in the selection. split_row: its row in the dataset's split.
+        row: its row in the selection. split_row: the session's row in the dataset's split.
         rejected: queries of strictly lower reward, in the selection's order.
         clicked: intents, by catalogue row.
     """
@@ -123,7 +123,7 @@ def _joined(rows: list[dict[str, Any]], dataset: Dataset, split: str) -> list[Pr
 
 def _read_targets(file: Path, count: int) -> NDArray[np.float32]:
     if not file.is_file():
-        required = "embeddings of the chosen queries (float32 .npy, one row a session)"
+        required = "embeddings of the chosen queries (float32 .npy, one row a chosen query)"
         raise DataError(where=str(file), required=required, received="no such file")
     targets: NDArray[np.float32] = np.load(file, mmap_mode="r", allow_pickle=False)
     if targets.ndim != 2 or len(targets) != count:

@@ -22,7 +22,7 @@ from rgalign.training.teachers.teacher import session_contexts
 
 @dataclass(frozen=True)
 class TokenisedSession:
-    """Token ids of one session; ``row`` is its place in the preferences."""
+    """Token ids of one preference; ``row`` is its place among them."""
 
     row: int
     prompt: list[int]
@@ -33,7 +33,7 @@ class TokenisedSession:
 def tokenise(
     preferences: Preferences, dataset: Dataset, encoder: PromptEncoder, tokenizer: Any, *, max_rejected: int
 ) -> list[TokenisedSession]:
-    """One entry a session, in order; a rejected query that tokenises like the chosen one is left out.
+    """One entry a preference, in order; a rejected query that tokenises like the chosen one is left out.
 
     Raises:
         DataError: a chosen query without a token.

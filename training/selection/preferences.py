@@ -1,7 +1,7 @@
 """Selection: of each session's judged candidates the chosen query and the rejected ones, for the alignment of stage 2.
 
     out/preferences.parquet    session_id, chosen, chosen_reward, chosen_teacher, rejected, rejected_reward,
-                               rejected_teacher; one row a session kept
+                               rejected_teacher; one row a chosen query (with v4_keep both, up to two a session)
     out/chosen_latents.npy     [rows, D] float32: the frozen reasoner's latent query of each chosen query (e+ of eq. 11)
     out/selection.json         strategy, counts, retention, ties, winners, agreement, hashes of what it is made from
     out/examples.md            some sessions to read
@@ -86,12 +86,13 @@ def select(config: SelectConfig, out: Path) -> dict[str, Any]:
         raise RewardError(where=str(config.rewards), required=required, received=received)
     sessions = _sessions(table)
     choices = {name: _chosen(candidates, config, priority) for name, candidates in sessions.items()}
-    reasons = Counter(choice.why for choice in choices.values())
+    reasons = Counter(each[0].why for each in choices.values())
     if not reasons[KEPT]:
         required = f"strategy {config.strategy} to keep a session"
         received = "; ".join(f"{count} x {why}" for why, count in reasons.most_common())
         raise RewardError(where="selection", required=required, received=received)
-    kept = {name: choice for name, choice in choices.items() if choice.chosen is not None}
+    kept = {name: each for name, each in choices.items() if each[0].chosen is not None}
+    winners = [_winner(choice) for each in kept.values() for choice in each]
     summary = {
         "format": FORMAT,
         "config": config.identity(),
@@ -104,11 +105,12 @@ def select(config: SelectConfig, out: Path) -> dict[str, Any]:
         "kept": len(kept),
         "retention": len(kept) / len(choices),
         "dropped": {why: count for why, count in reasons.most_common() if why != KEPT},
-        "pairs": sum(len(choice.rejected) for choice in kept.values()),
-        "sessions_with_rejected": sum(bool(choice.rejected) for choice in kept.values()),
-        "chosen_by_teacher": dict(Counter(_winner(choice).teacher for choice in kept.values())),
-        "distinct_chosen": len({_winner(choice).query for choice in kept.values()}),
-        "mean_chosen_reward": float(np.mean([_winner(choice).reward for choice in kept.values()])),
+        "chosen": len(winners),
+        "pairs": sum(len(choice.rejected) for each in kept.values() for choice in each),
+        "sessions_with_rejected": sum(any(choice.rejected for choice in each) for each in kept.values()),
+        "chosen_by_teacher": dict(Counter(winner.teacher for winner in winners)),
+        "distinct_chosen": len({winner.query for winner in winners}),
+        "mean_chosen_reward": float(np.mean([winner.reward for winner in winners])),
         "ties": ties,
         "winners": winner_shares(matrix),
         "mean_reward": mean_rewards(matrix),
@@ -147,11 +149,21 @@ def _sessions(table: pa.Table) -> dict[str, list[Scored]]:
     return sessions
 
 
-def _chosen(candidates: list[Scored], config: SelectConfig, priority: tuple[str, ...]) -> Choice:
-    choice = choose(candidates, config.strategy, priority=priority, base=config.base, tie_break=config.tie_break)
-    if choice.chosen is not None and choice.chosen.reward < config.min_reward:
-        return Choice(TOO_POOR)
-    return Choice(choice.why, choice.chosen, choice.rejected[: config.max_rejected])
+def _chosen(candidates: list[Scored], config: SelectConfig, priority: tuple[str, ...]) -> list[Choice]:
+    """A session's choices, the best first; one without a chosen query where there is none."""
+    choices = choose(
+        candidates,
+        config.strategy,
+        priority=priority,
+        base=config.base,
+        tie_break=config.tie_break,
+        v4_keep=config.v4_keep,
+    )
+    if choices[0].chosen is None:
+        return choices
+    rich = [choice for choice in choices if _winner(choice).reward >= config.min_reward]
+    kept = [Choice(choice.why, choice.chosen, choice.rejected[: config.max_rejected]) for choice in rich]
+    return kept or [Choice(TOO_POOR)]
 
 
 def _winner(choice: Choice) -> Scored:
@@ -175,15 +187,16 @@ def _provenance(config: SelectConfig, metrics: dict[str, Any]) -> dict[str, Any]
 
 
 def _write(
-    out: Path, kept: dict[str, Choice], summary: dict[str, Any], config: SelectConfig, rewards: pa.Table
+    out: Path, kept: dict[str, list[Choice]], summary: dict[str, Any], config: SelectConfig, rewards: pa.Table
 ) -> None:
     building = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     try:
         building.mkdir(parents=True)
-        rows = [_preference(name, choice) for name, choice in kept.items()]
+        rows = [_preference(name, choice) for name, each in kept.items() for choice in each]
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), building / PREFERENCES, compression="zstd")
         store = LatentStore.open(config.rewards / LATENTS)
-        latents = store.take(np.array([_winner(choice).latent for choice in kept.values()], np.int64))
+        winners = [_winner(choice) for each in kept.values() for choice in each]
+        latents = store.take(np.array([winner.latent for winner in winners], np.int64))
         np.save(building / CHOSEN_LATENTS, latents, allow_pickle=False)
         write_atomic(building / EXAMPLES, _examples(kept, summary, config, rewards).encode())
         files = {name: sha256_file(building / name) for name in (PREFERENCES, CHOSEN_LATENTS)}
@@ -212,7 +225,7 @@ def _preference(session_id: str, choice: Choice) -> dict[str, Any]:
     }
 
 
-def _examples(kept: dict[str, Choice], summary: dict[str, Any], config: SelectConfig, rewards: pa.Table) -> str:
+def _examples(kept: dict[str, list[Choice]], summary: dict[str, Any], config: SelectConfig, rewards: pa.Table) -> str:
     """Evenly spaced over the kept sessions; the dataset is that of the rewards."""
     reward_config = load_config(RewardConfig, config.rewards / "config.yaml")
     dataset = Dataset.open(run_config(reward_config.ranker).dataset)

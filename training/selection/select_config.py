@@ -10,7 +10,7 @@ from pydantic import Field
 
 from rgalign.config import Config
 from rgalign.errors import ConfigError
-from rgalign.training.selection.strategies import Strategy, TieBreak
+from rgalign.training.selection.strategies import Strategy, TieBreak, V4Keep
 
 
 class SelectConfig(Config):
@@ -20,6 +20,7 @@ class SelectConfig(Config):
         rewards: finished run of ``rgalign train reward``.
         priority: teachers, the best first; default: the order they were configured in for generation.
         base: the teacher that is the reasoner itself (Qwen3-4B in the paper).
+        v4_keep: "both" chooses two queries of a session where V4's farthest and nearest differ: two rows of it train.
         min_reward: sessions whose chosen query is worth less are dropped; 0 is the paper's.
         max_rejected: of a session, the best ones.
     """
@@ -27,6 +28,7 @@ class SelectConfig(Config):
     rewards: Path
     strategy: Strategy = "V2"
     tie_break: TieBreak = "priority"
+    v4_keep: V4Keep = "best"
     priority: tuple[str, ...] | None = None
     base: str = "reasoner"
     min_reward: float = Field(default=0.0, ge=0, le=1)

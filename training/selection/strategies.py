@@ -4,10 +4,11 @@
     V2  V1, and the session is dropped when the winner is the base teacher's
     V3  of the other teachers' candidates, the one that is both farthest in edit distance from the base teacher's query
         and nearest in cosine to the golden intent; without one the session is dropped
-    V4  as V3 with either instead of both
+    V4  as V3 with either instead of both; the better of the two, or both chosen (``v4_keep``)
 
 Of several that qualify, the higher reward wins; equal rewards fall to ``tie_break``: the teachers' priority, or first
-the larger margin (best clicked score minus best other). Rejected are the candidates of strictly lower reward (eq. 9).
+the larger margin (best clicked score minus best other). Rejected are the candidates of strictly lower reward (eq. 9)
+that are not chosen themselves.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from rgalign.training.selection.edit_distance import word_edit_distance
 
 Strategy = Literal["V1", "V2", "V3", "V4"]
 TieBreak = Literal["priority", "margin"]
+V4Keep = Literal["best", "both"]
 
 KEPT = "kept"
 BASE_WON = "the base teacher won"
@@ -42,7 +44,7 @@ class Scored:
 
 @dataclass(frozen=True)
 class Choice:
-    """Outcome of one session: ``why`` is KEPT, or why there is none."""
+    """A chosen query with the rejected ones: ``why`` is KEPT, or why there is none."""
 
     why: str
     chosen: Scored | None = None
@@ -56,34 +58,34 @@ def choose(
     priority: Sequence[str],
     base: str,
     tie_break: TieBreak = "priority",
-) -> Choice:
+    v4_keep: V4Keep = "best",
+) -> list[Choice]:
     """The choice among one session's candidates, one or none a teacher.
 
     Args:
         priority: all teachers, the best first.
         base: the teacher that is the reasoner itself.
+        v4_keep: "both": the farthest and the nearest, two choices where they differ, the better first.
     """
-    qualified: Sequence[Scored] = candidates
-    if strategy != "V1":
-        qualified = _without_copies(candidates, base)
+    groups: list[list[Scored]] = [list(candidates) if strategy == "V1" else _without_copies(candidates, base)]
     if strategy in ("V3", "V4"):
-        filtered = _filtered(qualified, strategy, base)
+        filtered = _filtered(groups[0], strategy, base, v4_keep)
         if isinstance(filtered, str):
-            return Choice(filtered)
-        qualified = filtered
+            return [Choice(filtered)]
+        groups = filtered
     rank = {name: place for place, name in enumerate(priority)}
 
     def order(each: Scored) -> tuple[float, float, int]:
         return -each.reward, _or_last(-each.margin) if tie_break == "margin" else 0.0, rank[each.teacher]
 
-    chosen = min(qualified, key=order)
-    if strategy == "V2" and chosen.teacher == base:
-        return Choice(BASE_WON)
-    worse = sorted((each for each in candidates if each.reward < chosen.reward), key=order)
+    winners = sorted({min(group, key=order) for group in groups}, key=order)
+    if strategy == "V2" and winners[0].teacher == base:
+        return [Choice(BASE_WON)]
     texts: dict[str, Scored] = {}
-    for each in worse:  # teachers that said the same are rejected once
+    for each in sorted(candidates, key=order):  # teachers that said the same are rejected once
         texts.setdefault(each.query, each)
-    return Choice(KEPT, chosen, tuple(texts.values()))
+    others = [each for text, each in texts.items() if text not in {winner.query for winner in winners}]
+    return [Choice(KEPT, won, tuple(each for each in others if each.reward < won.reward)) for won in winners]
 
 
 def _without_copies(candidates: Sequence[Scored], base: str) -> list[Scored]:
@@ -92,8 +94,8 @@ def _without_copies(candidates: Sequence[Scored], base: str) -> list[Scored]:
     return [each for each in candidates if own is None or each is own or each.query.split() != own.query.split()]
 
 
-def _filtered(candidates: Sequence[Scored], strategy: Strategy, base: str) -> list[Scored] | str:
-    """The candidates that V3 or V4 keeps, or why there is none."""
+def _filtered(candidates: Sequence[Scored], strategy: Strategy, base: str, v4_keep: V4Keep) -> list[list[Scored]] | str:
+    """The candidates that V3 or V4 chooses from, those of each choice; or why there is none."""
     own = next((each for each in candidates if each.teacher == base), None)
     others = [each for each in candidates if each.teacher != base]
     if own is None:
@@ -102,12 +104,12 @@ def _filtered(candidates: Sequence[Scored], strategy: Strategy, base: str) -> li
         return NO_OTHER
     distances = [word_edit_distance(each.query, own.query) for each in others]
     cosines = [-_or_last(-each.cosine) for each in others]
-    farthest = [distance == max(distances) for distance in distances]
-    nearest = [cosine == max(cosines) for cosine in cosines]
+    farthest = [each for each, distance in zip(others, distances, strict=True) if distance == max(distances)]
+    nearest = [each for each, cosine in zip(others, cosines, strict=True) if cosine == max(cosines)]
     if strategy == "V3":
-        kept = [each for each, far, near in zip(others, farthest, nearest, strict=True) if far and near]
-        return kept or NO_INTERSECTION
-    return [each for each, far, near in zip(others, farthest, nearest, strict=True) if far or near]
+        kept = [each for each in farthest if each in nearest]
+        return [kept] if kept else NO_INTERSECTION
+    return [farthest, nearest] if v4_keep == "both" else [farthest + nearest]
 
 
 def _or_last(value: float) -> float:

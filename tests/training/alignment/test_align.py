@@ -177,6 +177,19 @@ def test_every_objective_holds_out_the_same_sessions(
     assert all(dpo)
 
 
+def test_two_preferences_of_a_session_stay_together(
+    make_config: Make, make_selection: Callable[..., Path], preference_rows: Rows, tmp_path: Path
+) -> None:
+    """As V4 may choose: neither trains where the other is measured, nor counts as another session."""
+    rows = [each for row in preference_rows for each in (row, {**row, "chosen": row["chosen"] + " please"})]
+    inputs = AlignmentInputs.open(make_config(selection=make_selection(tmp_path / "selection", rows)), "sft")
+    trained, held_out = inputs.sessions()
+    names = [{inputs.preferences.items[each.row].session_id for each in part} for part in (trained, held_out)]
+    assert not names[0] & names[1]
+    assert [len(trained), len(held_out)] == [2 * len(part) for part in names] == [64, 16]
+    assert [inputs.num_sessions(part) for part in (trained, held_out)] == [32, 8]
+
+
 def test_a_query_cannot_hold_a_control_token(
     make_config: Make, make_selection: Callable[..., Path], preference_rows: Rows, tmp_path: Path
 ) -> None:
@@ -199,6 +212,9 @@ def test_false_negatives_are_masked() -> None:
     made = ContrastTargets(targets, targets, items, [0, 1, 2, 3, 4], ContrastConfig(space="raw"), seed=0)
     # itself; nearly the same direction; a shared click; a real negative; the same text
     assert made.masked(torch.tensor([0]), torch.arange(5)).tolist() == [[True, True, True, False, True]]
+    items[3] = Preference(3, 0, "s0", "d", (), (4,))  # of the session of row 0
+    made = ContrastTargets(targets, targets, items, [0, 1, 2, 3, 4], ContrastConfig(space="raw"), seed=0)
+    assert made.masked(torch.tensor([0]), torch.arange(5)).all()
 
 
 def test_states_with_a_common_part_are_told_apart_in_the_standardised_space() -> None:

@@ -98,6 +98,28 @@ def test_one_row_a_kept_session(judged: Callable[[Rewards], Path], tmp_path: Pat
     assert summary["provenance"]["latents"] == {"model": "m"}
 
 
+def test_both_of_v4_are_two_rows_of_a_session(
+    judged: Callable[[Rewards], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # gemini is nearest; make compass the farthest
+    far = lambda left, right: float("compass" in left)  # noqa: E731
+    monkeypatch.setattr("rgalign.training.selection.strategies.word_edit_distance", far)
+    summary = select(config(judged(MIXED), strategy="V4", v4_keep="both", min_reward=0.3), tmp_path / "out")
+    rows = pq.read_table(tmp_path / "out" / "preferences.parquet").to_pylist()
+    pairs = [("compass", "gemini"), ("compass", "gemini"), ("compass", "gemini"), ("gemini",)]  # the last compass: 0.2
+    assert [each["chosen_teacher"] for each in rows] == [name for pair in pairs for name in pair]
+    rejected = [["reasoner"], ["reasoner"], [], [], [], [], ["reasoner"]]
+    assert [each["rejected_teacher"] for each in rows] == rejected
+    assert (summary["kept"], summary["chosen"], summary["retention"]) == (4, 7, 1.0)
+    assert summary["chosen_by_teacher"] == {"compass": 3, "gemini": 4}
+    latents = np.load(tmp_path / "out" / "chosen_latents.npy", allow_pickle=False)
+    assert latents[:, 0].tolist() == [2.0 * place for place in (0, 1, 3, 4, 6, 7, 10)]
+    page = (tmp_path / "out" / "examples.md").read_text()
+    assert page.count("## Session") == 4
+    assert page.count("| chosen |") == 7
+    assert page.count("| rejected |") == 2
+
+
 def test_the_chosen_latents_are_those_of_the_rows(judged: Callable[[Rewards], Path], tmp_path: Path) -> None:
     select(config(judged(MIXED), strategy="V1"), tmp_path / "out")
     rows = pq.read_table(tmp_path / "out" / "preferences.parquet").to_pylist()

@@ -85,7 +85,8 @@ GOLDEN: list[tuple[str, Strategy, TieBreak, str, str | None, list[str]]] = [
 
 
 def chosen(candidates: list[Scored], strategy: Strategy, **options: Any) -> Choice:
-    return choose(candidates, strategy, priority=PRIORITY, base="base", **options)
+    (choice,) = choose(candidates, strategy, priority=PRIORITY, base="base", **options)
+    return choice
 
 
 @pytest.mark.parametrize(("name", "strategy", "tie_break", "why", "teacher", "rejected"), GOLDEN)
@@ -127,12 +128,31 @@ def test_v4_takes_the_higher_reward_of_its_two() -> None:
     assert choice.chosen.teacher == "compass"  # nearest; gemini is farthest; gpt's reward does not qualify it
 
 
+BOTH: list[tuple[str, list[tuple[str, list[str]]]]] = [
+    # case -> chosen teachers, the better first, with the rejected ones of each
+    ("one winner", [("gemini", ["gpt", "base"]), ("compass", [])]),  # compass is worse than gemini, yet chosen itself
+    ("base strictly best", [("compass", []), ("gemini", [])]),
+    ("all tied", [("gemini", [])]),  # both farthest and nearest
+    ("far and near", [("gemini", [])]),
+    ("no golden intent", [("compass", ["gpt", "base"]), ("gemini", [])]),  # all equally near: the best reward
+]
+
+
+@pytest.mark.parametrize(("name", "expected"), BOTH)
+def test_v4_may_choose_its_two(name: str, expected: list[tuple[str, list[str]]]) -> None:
+    choices = choose(CASES[name], "V4", priority=PRIORITY, base="base", v4_keep="both")
+    found = [(choice.chosen.teacher, [each.teacher for each in choice.rejected]) for choice in choices if choice.chosen]
+    assert found == expected
+    assert choose(CASES[name][::-1], "V4", priority=PRIORITY, base="base", v4_keep="both") == choices
+    assert [choices[0].chosen] == [chosen(CASES[name], "V4").chosen]
+
+
 @pytest.mark.parametrize(("strategy", "expected"), [("V2", BASE_WON), ("V3", NO_OTHER), ("V4", NO_OTHER)])
 def test_the_base_s_own_words_are_the_base_s_whoever_wrote_them(strategy: Strategy, expected: str) -> None:
     own = Scored("base", QUERIES["base"], 0.9, 0.0, 0.9)
     copy = Scored("compass", QUERIES["base"], 0.9, 0.0, 0.9)
-    assert choose([copy, own], strategy, priority=PRIORITY, base="base").why == expected
-    assert choose([copy, own], "V1", priority=PRIORITY, base="base").chosen == copy
+    assert chosen([copy, own], strategy).why == expected
+    assert chosen([copy, own], "V1").chosen == copy
     if strategy != "V3":
         other = Scored("gpt", QUERIES["gpt"], 0.95, 0.0, 0.1)
-        assert choose([copy, own, other], strategy, priority=PRIORITY, base="base").chosen == other
+        assert chosen([copy, own, other], strategy).chosen == other
