@@ -31,7 +31,7 @@ from rgalign.training.alignment.frozen_head import frozen_head
 from rgalign.training.alignment.grouped_attention import group_queries
 from rgalign.training.alignment.shared_prefix import share_prefix
 from rgalign.training.alignment.supervised_positions import supervised_positions_only
-from rgalign.training.alignment.tokenised import TokenisedSession
+from rgalign.training.alignment.tokenised import TokenisedPreference
 
 SHARED_TOKENS, LONGEST, QUERY_TOKENS = 111, 280, (12, 25)
 FIELDS = ("log_probs", "entropy", "is_top1")  # what TRL's trainer asks of its head
@@ -86,7 +86,7 @@ def micro_batch(count: int, vocabulary: int) -> dict[str, Tensor]:
 
     prefix = tokens(SHARED_TOKENS)
     sessions = [
-        TokenisedSession(
+        TokenisedPreference(
             row=place,
             prompt=prefix + tokens(int(generator.integers(20, LONGEST - SHARED_TOKENS))),
             chosen=tokens(int(generator.integers(*QUERY_TOKENS))),

@@ -35,7 +35,7 @@ from rgalign.training.alignment.curves_page import NAMES, curves_page
 from rgalign.training.alignment.frozen_head import frozen_head
 from rgalign.training.alignment.held_out_rewards import HeldOutRewards
 from rgalign.training.alignment.policy import MODEL, Policy, finished_model, load_policy, lora, save_model
-from rgalign.training.alignment.tokenised import TokenisedSession
+from rgalign.training.alignment.tokenised import TokenisedPreference
 from rgalign.training.alignment.trainer_arguments import trainer_arguments
 from rgalign.training.alignment.whole_checkpoints import newest_whole, remove_torn
 from rgalign.training.run_directory import RunDirectory
@@ -106,8 +106,8 @@ class _Alignment:
         cls,
         inputs: AlignmentInputs,
         run: RunDirectory,
-        trained: list[TokenisedSession],
-        held_out: list[TokenisedSession],
+        trained: list[TokenisedPreference],
+        held_out: list[TokenisedPreference],
     ) -> _Alignment:
         config = inputs.config
         processes = torch.distributed.get_world_size() if torch.distributed.is_initialized() else 1
@@ -184,8 +184,8 @@ def build_trainer(
     inputs: AlignmentInputs,
     policy: Policy,
     arguments: Any,
-    trained: list[TokenisedSession],
-    held_out: list[TokenisedSession],
+    trained: list[TokenisedPreference],
+    held_out: list[TokenisedPreference],
 ) -> Any:
     """TRL's trainer for the objective over tokenised sessions."""
     from datasets import Dataset as Rows
@@ -224,7 +224,7 @@ def build_trainer(
     return LatentTrainer(**shared, rewards=rewards, contrast_weight=weights[0], causal_weight=weights[1])
 
 
-def _fill_states(inputs: AlignmentInputs, policy: Policy, sessions: list[TokenisedSession]) -> None:
+def _fill_states(inputs: AlignmentInputs, policy: Policy, sessions: list[TokenisedPreference]) -> None:
     assert policy.states is not None
     prefix = inputs.prefix_ids(policy.tokenizer)
     rows = [
@@ -235,7 +235,7 @@ def _fill_states(inputs: AlignmentInputs, policy: Policy, sessions: list[Tokenis
     policy.states.fill(rows, prefix_ids=prefix, progress=True)
 
 
-def _check_length(sessions: list[TokenisedSession], policy: Policy) -> None:
+def _check_length(sessions: list[TokenisedPreference], policy: Policy) -> None:
     longest = max(len(session.prompt) + max(map(len, (session.chosen, *session.rejected))) for session in sessions)
     limit = int(policy.whole.config.max_position_embeddings)
     if longest > limit:

@@ -16,7 +16,7 @@ from rgalign.training.alignment.alignment_config import AlignmentConfig, Objecti
 from rgalign.training.alignment.contrast_targets import ContrastTargets
 from rgalign.training.alignment.policy import model_reference
 from rgalign.training.alignment.preferences import Preferences, read_preferences
-from rgalign.training.alignment.tokenised import TokenisedSession, tokenise
+from rgalign.training.alignment.tokenised import TokenisedPreference, tokenise
 from rgalign.training.embed import EMBED_CONFIG, EmbedConfig, prompt_encoder
 from rgalign.training.latents import LatentStore
 
@@ -68,10 +68,11 @@ class AlignmentInputs:
         }
         return cls(config, objective, dataset, embedding, preferences, reference, identity)
 
-    def num_sessions(self, rows: list[TokenisedSession]) -> int:
+    def num_sessions(self, rows: list[TokenisedPreference]) -> int:
+        """Distinct sessions of preferences, of which V4 may have two a session."""
         return len({self.preferences.items[each.row].session_id for each in rows})
 
-    def sessions(self) -> tuple[list[TokenisedSession], list[TokenisedSession]]:
+    def sessions(self) -> tuple[list[TokenisedPreference], list[TokenisedPreference]]:
         """Training and held-out sessions.
 
         Raises:
@@ -94,7 +95,7 @@ class AlignmentInputs:
     def prefix_ids(self, tokenizer: Any) -> tuple[int, ...]:
         return prompt_encoder(self.embedding, tokenizer, self.dataset).prefix_ids
 
-    def targets(self, trained: list[TokenisedSession], hidden_size: int) -> ContrastTargets | None:
+    def targets(self, trained: list[TokenisedPreference], hidden_size: int) -> ContrastTargets | None:
         """The frozen targets, if the selection has them.
 
         Raises:
@@ -115,7 +116,7 @@ class AlignmentInputs:
         latents = store.take(sessions[[items[row].split_row for row in rows]])
         return ContrastTargets(targets, latents, items, rows, config.contrast, seed=config.seed)
 
-    def _held_out(self, sessions: list[TokenisedSession]) -> set[int]:
+    def _held_out(self, sessions: list[TokenisedPreference]) -> set[int]:
         """Rows of sessions chosen by a hash of their ids: the same for every objective and seed."""
         name = {session.row: self.preferences.items[session.row].session_id for session in sessions}
         names = sorted(set(name.values()), key=_draw)

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rgalign.training.alignment.tokenised import TokenisedSession
+from rgalign.training.alignment.tokenised import TokenisedPreference
 
 IGNORED = -100
 
 
-def completion_rows(sessions: Sequence[TokenisedSession]) -> list[dict[str, Any]]:
+def completion_rows(sessions: Sequence[TokenisedPreference]) -> list[dict[str, Any]]:
     """[prompt; chosen query] with a loss on the query alone."""
     return [
         {
@@ -27,7 +27,7 @@ def completion_rows(sessions: Sequence[TokenisedSession]) -> list[dict[str, Any]
     ]
 
 
-def pair_rows(sessions: Sequence[TokenisedSession]) -> list[dict[str, Any]]:
+def pair_rows(sessions: Sequence[TokenisedPreference]) -> list[dict[str, Any]]:
     """One row a (chosen, rejected) pair, in TRL's columns."""
     return [
         {"prompt_ids": session.prompt, "chosen_ids": session.chosen, "rejected_ids": other, "row": session.row}
@@ -36,7 +36,7 @@ def pair_rows(sessions: Sequence[TokenisedSession]) -> list[dict[str, Any]]:
     ]
 
 
-def softmax_rows(sessions: Sequence[TokenisedSession]) -> list[dict[str, Any]]:
+def softmax_rows(sessions: Sequence[TokenisedPreference]) -> list[dict[str, Any]]:
     """One row a session that has a rejected query."""
     return [
         {

@@ -21,7 +21,7 @@ from rgalign.training.teachers.teacher import session_contexts
 
 
 @dataclass(frozen=True)
-class TokenisedSession:
+class TokenisedPreference:
     """Token ids of one preference; ``row`` is its place among them."""
 
     row: int
@@ -32,7 +32,7 @@ class TokenisedSession:
 
 def tokenise(
     preferences: Preferences, dataset: Dataset, encoder: PromptEncoder, tokenizer: Any, *, max_rejected: int
-) -> list[TokenisedSession]:
+) -> list[TokenisedPreference]:
     """One entry a preference, in order; a rejected query that tokenises like the chosen one is left out.
 
     Raises:
@@ -51,7 +51,7 @@ def tokenise(
             raise DataError(where=where, required="a text with tokens", received=repr(item.chosen))
         different = [other for other in rejected if other != chosen and len(other) > 1]
         prompt = encoder.full_ids(ids).tolist()
-        sessions.append(TokenisedSession(item.row, prompt, chosen, different[:max_rejected]))
+        sessions.append(TokenisedPreference(item.row, prompt, chosen, different[:max_rejected]))
     return sessions
 
 

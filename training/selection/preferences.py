@@ -53,7 +53,6 @@ PREFERENCES, CHOSEN_LATENTS, SUMMARY, EXAMPLES = (
     "selection.json",
     "examples.md",
 )
-TOO_POOR = "a reward below min_reward"
 SCHEMA = pa.schema(
     [
         ("session_id", pa.string()),
@@ -150,7 +149,6 @@ def _sessions(table: pa.Table) -> dict[str, list[Scored]]:
 
 
 def _chosen(candidates: list[Scored], config: SelectConfig, priority: tuple[str, ...]) -> list[Choice]:
-    """A session's choices, the best first; one without a chosen query where there is none."""
     choices = choose(
         candidates,
         config.strategy,
@@ -158,12 +156,9 @@ def _chosen(candidates: list[Scored], config: SelectConfig, priority: tuple[str,
         base=config.base,
         tie_break=config.tie_break,
         v4_keep=config.v4_keep,
+        min_reward=config.min_reward,
     )
-    if choices[0].chosen is None:
-        return choices
-    rich = [choice for choice in choices if _winner(choice).reward >= config.min_reward]
-    kept = [Choice(choice.why, choice.chosen, choice.rejected[: config.max_rejected]) for choice in rich]
-    return kept or [Choice(TOO_POOR)]
+    return [Choice(choice.why, choice.chosen, choice.rejected[: config.max_rejected]) for choice in choices]
 
 
 def _winner(choice: Choice) -> Scored:
@@ -192,11 +187,11 @@ def _write(
     building = out.with_name(f".{out.name}.{uuid4().hex[:8]}.tmp")
     try:
         building.mkdir(parents=True)
-        rows = [_preference(name, choice) for name, each in kept.items() for choice in each]
+        preferences = [(name, choice) for name, each in kept.items() for choice in each]
+        rows = [_preference(name, choice) for name, choice in preferences]
         pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), building / PREFERENCES, compression="zstd")
         store = LatentStore.open(config.rewards / LATENTS)
-        winners = [_winner(choice) for each in kept.values() for choice in each]
-        latents = store.take(np.array([winner.latent for winner in winners], np.int64))
+        latents = store.take(np.array([_winner(choice).latent for _, choice in preferences], np.int64))
         np.save(building / CHOSEN_LATENTS, latents, allow_pickle=False)
         write_atomic(building / EXAMPLES, _examples(kept, summary, config, rewards).encode())
         files = {name: sha256_file(building / name) for name in (PREFERENCES, CHOSEN_LATENTS)}

@@ -28,6 +28,7 @@ BASE_WON = "the base teacher won"
 NO_BASE = "no query of the base teacher to compare with"
 NO_OTHER = "no candidate but the base teacher's"
 NO_INTERSECTION = "no candidate is both farthest from the base and nearest to the intent"
+TOO_POOR = "a reward below min_reward"
 
 
 @dataclass(frozen=True)
@@ -59,13 +60,15 @@ def choose(
     base: str,
     tie_break: TieBreak = "priority",
     v4_keep: V4Keep = "best",
+    min_reward: float = 0.0,
 ) -> list[Choice]:
-    """The choice among one session's candidates, one or none a teacher.
+    """The choices among one session's candidates, one or none a teacher: the best first, or one that says why not.
 
     Args:
         priority: all teachers, the best first.
         base: the teacher that is the reasoner itself.
-        v4_keep: "both": the farthest and the nearest, two choices where they differ, the better first.
+        v4_keep: "both": the farthest and the nearest, two choices where they differ.
+        min_reward: what a chosen query must be worth.
     """
     groups: list[list[Scored]] = [list(candidates) if strategy == "V1" else _without_copies(candidates, base)]
     if strategy in ("V3", "V4"):
@@ -81,6 +84,9 @@ def choose(
     winners = sorted({min(group, key=order) for group in groups}, key=order)
     if strategy == "V2" and winners[0].teacher == base:
         return [Choice(BASE_WON)]
+    winners = [winner for winner in winners if winner.reward >= min_reward]
+    if not winners:
+        return [Choice(TOO_POOR)]
     texts: dict[str, Scored] = {}
     for each in sorted(candidates, key=order):  # teachers that said the same are rejected once
         texts.setdefault(each.query, each)

@@ -182,14 +182,14 @@ def test_two_preferences_of_a_session_stay_together(
 ) -> None:
     """As V4 may choose: neither trains where the other is measured, nor counts as another session."""
     rows = [each for row in preference_rows for each in (row, {**row, "chosen": row["chosen"] + " please"})]
-    config = make_config(selection=make_selection(tmp_path / "selection", rows), epochs=1)
+    config = make_config(selection=make_selection(tmp_path / "selection", rows), epochs=1, max_held_out=7)
     inputs = AlignmentInputs.open(config, "contrast")
     trained, held_out = inputs.sessions()
     names = [{inputs.preferences.items[each.row].session_id for each in part} for part in (trained, held_out)]
     assert not names[0] & names[1]
-    assert [len(trained), len(held_out)] == [2 * len(part) for part in names] == [64, 16]
+    assert [len(trained), len(held_out)] == [2 * len(part) for part in names] == [66, 14]
     metrics = align("contrast", config, tmp_path / "run")
-    assert [metrics[name] for name in ("sessions", "held_out_sessions", "rows")] == [32, 8, 64]
+    assert [metrics[name] for name in ("sessions", "held_out_sessions", "rows")] == [33, 7, 66]
 
 
 def test_a_query_cannot_hold_a_control_token(

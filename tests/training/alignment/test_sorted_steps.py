@@ -6,7 +6,7 @@ import numpy as np
 
 from rgalign.training.alignment.batches import completion_rows, pair_rows, softmax_rows
 from rgalign.training.alignment.sorted_steps import SortedSteps, row_length
-from rgalign.training.alignment.tokenised import TokenisedSession
+from rgalign.training.alignment.tokenised import TokenisedPreference
 
 
 def test_every_row_comes_once_and_a_step_is_in_order_of_length() -> None:
@@ -32,7 +32,7 @@ def test_epochs_differ_and_come_back() -> None:
 
 
 def test_a_rows_length_is_that_of_its_longest_sequence() -> None:
-    session = TokenisedSession(row=0, prompt=[1] * 7, chosen=[2] * 3, rejected=[[3] * 2, [4] * 5])
+    session = TokenisedPreference(row=0, prompt=[1] * 7, chosen=[2] * 3, rejected=[[3] * 2, [4] * 5])
     assert [row_length(row) for row in completion_rows([session])] == [10]
     assert [row_length(row) for row in pair_rows([session])] == [10, 12]
     assert [row_length(row) for row in softmax_rows([session])] == [12]

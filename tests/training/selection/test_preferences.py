@@ -108,7 +108,7 @@ def test_both_of_v4_are_two_rows_of_a_session(
     rows = pq.read_table(tmp_path / "out" / "preferences.parquet").to_pylist()
     pairs = [("compass", "gemini"), ("compass", "gemini"), ("compass", "gemini"), ("gemini",)]  # the last compass: 0.2
     assert [each["chosen_teacher"] for each in rows] == [name for pair in pairs for name in pair]
-    rejected = [["reasoner"], ["reasoner"], [], [], [], [], ["reasoner"]]
+    rejected = [["reasoner"], ["reasoner"], [], [], [], [], ["compass", "reasoner"]]
     assert [each["rejected_teacher"] for each in rows] == rejected
     assert (summary["kept"], summary["chosen"], summary["retention"]) == (4, 7, 1.0)
     assert summary["chosen_by_teacher"] == {"compass": 3, "gemini": 4}
@@ -117,7 +117,7 @@ def test_both_of_v4_are_two_rows_of_a_session(
     page = (tmp_path / "out" / "examples.md").read_text()
     assert page.count("## Session") == 4
     assert page.count("| chosen |") == 7
-    assert page.count("| rejected |") == 2
+    assert page.count("| rejected |") == 3
 
 
 def test_the_chosen_latents_are_those_of_the_rows(judged: Callable[[Rewards], Path], tmp_path: Path) -> None:
